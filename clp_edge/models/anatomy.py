@@ -1,0 +1,212 @@
+"""Where the blocks, norms, head and embeddings of a model are, and how to run them one by one.
+
+A block runs through transformers' own forward, with the very arguments (masks, rotary tables)
+that transformers would give it: `Anatomy.prepare` records them once per shape. So whatever is
+computed here block by block equals the whole model's forward.
+
+Gates: a block with gate g computes h' = h + g·Attn(norm(h)), h'' = h' + g·MLP(norm(h')). The gate
+scales the output of the module named by the family's `attention_branch` and `mlp_branch`; g = 1 is
+the model itself, g = 0 drops the block exactly.
+
+>>> body = dissect(model)
+>>> hidden, arguments = body.prepare(ids)
+>>> for i in range(len(body)):
+...     hidden = body.run_block(i, hidden, arguments)
+>>> logits = body.logits(body.normed(hidden))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clp_edge.errors import ClpEdgeError
+from clp_edge.kernels.head_kl import Head
+from clp_edge.models.families import Family, family_of
+
+BlockArguments = list[dict[str, Any]]
+
+
+class _Recorded(Exception):
+    """Raised after the last block: all that `prepare` wanted is known."""
+
+
+def _hidden(output: Any) -> Tensor:
+    """A block returns its hidden state, or (in some families and versions) a tuple led by it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@dataclass
+class Anatomy:
+    """A causal language model taken apart; shapes are (batch, tokens, hidden) throughout."""
+
+    model: Any
+    family: Family
+    blocks: nn.ModuleList
+    embedding: nn.Embedding
+    final_norm: nn.Module
+    head_module: nn.Linear
+    _arguments: dict[tuple[int, int], BlockArguments] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head shares the embedding's memory."""
+        return self.head_module.weight.data_ptr() == self.embedding.weight.data_ptr()
+
+    @property
+    def residual_multiplier(self) -> float:
+        """What each branch is multiplied by before it is added: 1 but for Granite."""
+        name = self.family.residual_multiplier
+        return float(getattr(self.config, name)) if name else 1.0
+
+    @property
+    def head(self) -> Head:
+        """The head as tensors: weight (vocabulary, hidden), bias, logit scale and soft cap."""
+        divisor = self.family.logit_divisor
+        softcap = self.family.logit_softcap
+        cap = getattr(self.config, softcap, None) if softcap else None
+        return Head(
+            weight=self.head_module.weight,
+            bias=self.head_module.bias,
+            scale=1.0 / float(getattr(self.config, divisor)) if divisor else 1.0,
+            softcap=float(cap) if cap else None,
+        )
+
+    def submodule(self, block: int, path: str) -> nn.Module:
+        """The sub-module of one block at a path of the family's row."""
+        return self.blocks[block].get_submodule(path)
+
+    @torch.no_grad()
+    def prepare(self, ids: Tensor) -> tuple[Tensor, BlockArguments]:
+        """The input of block 0 (batch, tokens, hidden), and every block's keyword arguments.
+
+        Sequences are of equal length without padding, so the arguments depend on the shape alone
+        and are recorded once per shape. ids: (batch, tokens) int64.
+        """
+        recorded: BlockArguments = [{} for _ in self.blocks]
+        first: list[Tensor] = []
+        originals = [block.forward for block in self.blocks]
+        known = self._arguments.get((ids.shape[0], ids.shape[1]))
+        kind: list[bool] = []
+
+        def recorder(index: int) -> Any:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                if args:
+                    raise ClpEdgeError(
+                        f"transformers hands positional arguments to the blocks of "
+                        f"{self.family.model_type!r}, which clp-edge does not expect",
+                        "report it with your transformers version",
+                    )
+                if index == 0:
+                    first.append(hidden_states)
+                    if known is not None:
+                        raise _Recorded
+                    # The first block really runs, to learn whether this version returns a tuple.
+                    output = originals[0](hidden_states, **kwargs)
+                    kind.append(isinstance(output, tuple))
+                recorded[index] = kwargs
+                if index == len(originals) - 1:
+                    raise _Recorded
+                return (hidden_states,) if kind[0] else hidden_states
+
+            return forward
+
+        try:
+            for index, block in enumerate(self.blocks):
+                block.forward = recorder(index)
+            self.model.base_model(input_ids=ids, use_cache=False)
+        except _Recorded:
+            pass
+        finally:
+            for block in self.blocks:
+                del block.forward
+        if known is None:
+            known = self._arguments[(ids.shape[0], ids.shape[1])] = recorded
+        return first[0], known
+
+    def run_block(self, index: int, hidden: Tensor, arguments: BlockArguments) -> Tensor:
+        """Block `index` of this model on hidden (batch, tokens, hidden)."""
+        return _hidden(self.blocks[index](hidden, **arguments[index]))
+
+    def run_blocks(
+        self, indices: Sequence[int], hidden: Tensor, arguments: BlockArguments
+    ) -> Tensor:
+        """These blocks, one after the other."""
+        for index in indices:
+            hidden = self.run_block(index, hidden, arguments)
+        return hidden
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The final norm."""
+        return self.final_norm(hidden)
+
+    def final_hidden(self, ids: Tensor) -> Tensor:
+        """The whole model up to and including the final norm."""
+        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+    def logits(self, final_hidden: Tensor) -> Tensor:
+        """(..., vocabulary) logits from hidden states after the final norm."""
+        return self.head.logits(final_hidden)
+
+    @contextmanager
+    def gated(self, gates: Tensor | Sequence[float]) -> Iterator[None]:
+        """While open, block i runs with gate g_i on both branches (L values; may need gradients)."""
+        if len(gates) != len(self.blocks):
+            raise ValueError(f"{len(gates)} gates for {len(self.blocks)} blocks")
+        handles = []
+
+        def scale(index: int) -> Any:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+                gate = gates[index]
+                if isinstance(output, tuple):
+                    return (output[0] * gate, *output[1:])
+                return output * gate
+
+            return hook
+
+        try:
+            for index in range(len(self.blocks)):
+                for path in (self.family.attention_branch, self.family.mlp_branch):
+                    module = self.submodule(index, path)
+                    handles.append(module.register_forward_hook(scale(index)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def dissect(model: Any) -> Anatomy:
+    """Take a causal language model of transformers apart.
+
+    Raises UnsupportedModelError where its family is not known or cannot be cut safely.
+    """
+    family = family_of(model.config)
+    return Anatomy(
+        model=model,
+        family=family,
+        blocks=model.get_submodule(family.blocks),
+        embedding=model.get_submodule(family.embedding),
+        final_norm=model.get_submodule(family.final_norm),
+        head_module=model.get_submodule(family.head),
+    )
+
+
+def parameter_count(model: Any) -> int:
+    """Parameters, a tied head counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
