@@ -1,0 +1,203 @@
+"""The ceiling of a GGUF file: bytes a token must read, operations a prompt must make.
+
+Decoding one stream is bound by memory bandwidth, so the speed-up that a cut allows is known before
+anything runs:
+
+    bytes per token at depth d = bytes of every tensor read whole for one token
+                                 (a tied embedding once, as the head; an untied one only a row)
+                               + key and value bytes read at depth d
+    ideal decode  = bytes(dense) / bytes(pruned)
+    ideal prefill = operations(dense) / operations(pruned), the head on the last token only,
+                    attention included
+
+A measured speed-up above the ideal is a mistake or needs an explanation. The share of the bandwidth
+that is used is MBU = bytes per token x tokens per second / measured read bandwidth.
+
+>>> card = read_card(Path("model.Q4_0.gguf"))          # doctest: +SKIP
+>>> ideal_decode(card, read_card(Path("pruned.Q4_0.gguf")), depth=0)  # doctest: +SKIP
+1.154
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from clp_edge.errors import ClpEdgeError
+
+# Tables that are looked up: one row is read for one token, not the whole tensor.
+LOOKUP_TENSORS = frozenset(
+    {
+        "token_embd.weight",
+        "per_layer_token_embd.weight",
+        "position_embd.weight",
+        "token_types.weight",
+    }
+)
+EMBEDDING = "token_embd.weight"
+HEAD = "output.weight"
+# Bytes of one stored key or value element, by llama.cpp's cache type names.
+KV_ELEMENT_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """What one block's attention costs; `window` is a local block's span, None for a global one."""
+
+    heads: int
+    kv_heads: int
+    key_length: int
+    value_length: int
+    window: int | None = None
+
+    def seen(self, depth: float) -> float:
+        """How many earlier positions a token at this depth reads."""
+        return depth if self.window is None else min(depth, float(self.window))
+
+    def kv_elements(self) -> int:
+        """Key and value elements stored per position."""
+        return self.kv_heads * (self.key_length + self.value_length)
+
+
+@dataclass(frozen=True)
+class StaticCard:
+    """What a model file costs per token, read off its header: nothing runs, no weight is loaded."""
+
+    path: Path
+    architecture: str
+    blocks: int
+    file_bytes: int
+    weight_bytes_per_token: int
+    block_matmul_elements: int
+    head_elements: int
+    attention: tuple[AttentionBlock, ...]
+
+    def bytes_per_token(self, depth: float = 0.0, kv_type: str = "f16") -> int:
+        """Bytes read to decode one token with `depth` positions in the cache."""
+        element = KV_ELEMENT_BYTES[kv_type]
+        cache = sum(block.seen(depth) * block.kv_elements() * element for block in self.attention)
+        return round(self.weight_bytes_per_token + cache)
+
+    def prefill_operations(self, prompt: int, depth: int = 0) -> float:
+        """Multiplications and additions of a prompt of `prompt` tokens after `depth` cached."""
+        matmuls = 2.0 * self.block_matmul_elements * prompt + 2.0 * self.head_elements
+        positions = np.arange(depth + 1, depth + prompt + 1, dtype=np.float64)
+        scores = 0.0
+        for block in self.attention:
+            limit = np.inf if block.window is None else float(block.window)
+            seen = float(np.minimum(positions, limit).sum())
+            # q·k and weights·v: two operations per element of a head, for every position seen.
+            scores += 2.0 * block.heads * (block.key_length + block.value_length) * seen
+        return matmuls + scores
+
+
+def ideal_decode(before: StaticCard, after: StaticCard, depth: float = 0.0) -> float:
+    """The decode speed-up that the bytes saved allow at a mean depth."""
+    return before.bytes_per_token(depth) / after.bytes_per_token(depth)
+
+
+def ideal_prefill(before: StaticCard, after: StaticCard, prompt: int, depth: int = 0) -> float:
+    """The prefill speed-up that the operations saved allow."""
+    return before.prefill_operations(prompt, depth) / after.prefill_operations(prompt, depth)
+
+
+def mean_decode_depth(generate: int, depth: int = 0) -> float:
+    """Mean number of cached positions that `generate` tokens read, one by one, from `depth` on.
+
+    As in llama-bench's tg test, the decode part starts from `depth` tokens, not from the prompt.
+    """
+    return depth + max(generate - 1, 0) / 2.0
+
+
+def read_card(path: Path) -> StaticCard:
+    """Read the header and the tensor table of a GGUF file.
+
+    Raises ClpEdgeError when the file is no GGUF or lacks the keys that say its shape.
+    """
+    try:
+        reader = gguf.GGUFReader(str(path))
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ClpEdgeError(
+            f"cannot read {path.name} as GGUF ({error})", "give a complete .gguf file"
+        ) from error
+    architecture = _field(reader, "general.architecture")
+    blocks = _field(reader, f"{architecture}.block_count") if architecture else None
+    if not architecture or blocks is None:
+        raise ClpEdgeError(
+            f"{path.name} does not say its architecture and block count", "is it a whole model?"
+        )
+    names = {tensor.name for tensor in reader.tensors}
+    experts = _field(reader, f"{architecture}.expert_count")
+    share = _field(reader, f"{architecture}.expert_used_count") / experts if experts else 1.0
+    read_whole, matmul, head = 0.0, 0.0, 0
+    for tensor in reader.tensors:
+        rows = int(tensor.shape[1]) if len(tensor.shape) > 1 else 1
+        used = share if "_exps." in tensor.name else 1.0
+        is_head = tensor.name == HEAD or (tensor.name == EMBEDDING and HEAD not in names)
+        if tensor.name in LOOKUP_TENSORS and not is_head:
+            read_whole += tensor.n_bytes / rows
+        else:
+            read_whole += tensor.n_bytes * used
+        if is_head:
+            head = int(tensor.n_elements)
+        elif tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            matmul += tensor.n_elements * used
+    return StaticCard(
+        path=path,
+        architecture=str(architecture),
+        blocks=int(blocks),
+        file_bytes=path.stat().st_size,
+        weight_bytes_per_token=round(read_whole),
+        block_matmul_elements=round(matmul),
+        head_elements=head,
+        attention=_attention(reader, str(architecture), int(blocks)),
+    )
+
+
+def card_of(path: Path) -> StaticCard | None:
+    """The static card of an artifact, or None for a format that has no tensor table we read."""
+    return read_card(path) if path.is_file() and path.suffix == ".gguf" else None
+
+
+def _attention(
+    reader: gguf.GGUFReader, architecture: str, blocks: int
+) -> tuple[AttentionBlock, ...]:
+    def key(name: str) -> Any:
+        return _field(reader, f"{architecture}.{name}")
+
+    heads = _per_block(key("attention.head_count"), blocks)
+    kv_heads = _per_block(key("attention.head_count_kv") or heads, blocks)
+    width = key("embedding_length") or 0
+    window, local = key("attention.sliding_window"), key("attention.sliding_window_pattern")
+    # Only the per-block array is believed: some carry a window that the runtime ignores.
+    is_local = local if isinstance(local, list) else [False] * blocks
+    found = []
+    for index in range(blocks):
+        default = width // heads[index] if heads[index] else 0
+        length = key("attention.key_length") or default
+        found.append(
+            AttentionBlock(
+                heads=heads[index],
+                kv_heads=kv_heads[index],
+                key_length=int(length),
+                value_length=int(key("attention.value_length") or default),
+                window=int(window) if window and is_local[index] else None,
+            )
+        )
+    return tuple(found)
+
+
+def _per_block(value: int | Sequence[int] | None, blocks: int) -> list[int]:
+    if value is None:
+        return [0] * blocks
+    return list(value) if isinstance(value, (list, tuple)) else [int(value)] * blocks  # type: ignore[arg-type]
+
+
+def _field(reader: gguf.GGUFReader, name: str) -> Any:
+    field = reader.fields.get(name)
+    return None if field is None else field.contents()

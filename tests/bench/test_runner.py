@@ -1,0 +1,271 @@
+"""The runner on sessions that cost nothing: known speeds in, exact figures out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from clp_edge.bench.bandwidth import Bandwidth
+from clp_edge.bench.ceiling import ideal_decode, ideal_prefill, mean_decode_depth, read_card
+from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
+from clp_edge.errors import RuntimeDiedError, UsageError
+from clp_edge.runtimes import ArtifactInfo, Timing
+from tests.bench.test_ceiling import write_gguf
+
+BANDWIDTH = Bandwidth(
+    gb_per_s=10.0,
+    fastest_gb_per_s=12.0,
+    buffer_bytes=1 << 20,
+    cache_bytes=1 << 10,
+    threads=2,
+    passes=9,
+)
+
+
+@dataclass
+class World:
+    """What happened, in order; time moves only when a session runs."""
+
+    calls: list[tuple[str, int]] = field(default_factory=list)
+    opened: list[tuple[str, int, int]] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+    now: float = 0.0
+    slow_start: int = 0
+
+
+class FakeSession:
+    def __init__(self, world: World, name: str, speed: float, dies_at: int | None, backend: str):
+        self.world, self.name, self.speed, self.dies_at = world, name, speed, dies_at
+        self.runs = 0
+        self.info = ArtifactInfo("fake", "1.0", backend, "llama", 5, 1024, 320, 12.5, 1000)
+
+    def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
+        self.runs += 1
+        self.world.calls.append((self.name, seed))
+        if self.runs == self.dies_at:
+            raise RuntimeDiedError(f"llama.cpp died while it ran {self.name}", "signal 6")
+        # Every run of the world is slower than the last one: drift that hits all alike.
+        drift = 1.0 + 0.001 * seed
+        if self.runs <= self.world.slow_start:
+            drift *= 2.0 + self.runs % 2
+        prefill = prompt / (10 * self.speed) * drift
+        decode = generate / self.speed * drift
+        self.world.now += prefill + decode
+        return Timing(prompt, generate, depth, prefill, prefill * 1000 + 5, decode)
+
+    def peak_rss_mib(self) -> float:
+        return self.speed + 100.0
+
+    def close(self) -> None:
+        self.world.closed.append(self.name)
+
+
+def bench(world: World, specs: list[tuple], settings: BenchSettings, folder: Path, **extra):
+    """specs: (name, variant, target, speed, dies_at, backend)."""
+    known = {spec[0]: spec for spec in specs}
+
+    def open_artifact(path: Path, *, threads: int | None, context: int) -> FakeSession:
+        name, _, _, speed, dies_at, backend = known[path.stem]
+        if dies_at == 0:
+            raise RuntimeDiedError(f"llama.cpp could not load {name}")
+        world.opened.append((name, threads or 0, context))
+        return FakeSession(world, name, speed, dies_at, backend)
+
+    items = [
+        BenchItem(spec[0], folder / f"{spec[0]}.gguf", spec[1], spec[2]) for spec in known.values()
+    ]
+    return run_bench(
+        items,
+        settings,
+        open_artifact=open_artifact,
+        measure_bandwidth=lambda threads: BANDWIDTH,
+        clock=lambda: world.now,
+        root=folder,
+        **extra,
+    )
+
+
+DENSE = ("dense", "dense", "gguf-q4_0", 50.0, None, "CPU")
+HEALED = ("healed", "healed", "gguf-q4_0", 60.0, None, "CPU")
+
+
+def test_known_speeds_give_exact_speedups_and_the_contract(tmp_path):
+    dense = read_card(write_gguf(tmp_path / "dense.gguf", 5))
+    healed = read_card(write_gguf(tmp_path / "healed.gguf", 4))
+    settings = BenchSettings(prompt=64, generate=16, rounds=7, threads=2)
+    result = bench(World(), [DENSE, HEALED], settings, tmp_path)
+    pair = result["speedup"][0]
+    assert {k: pair[k] for k in ("target", "runtime", "before", "after", "confidence", "n")} == {
+        "target": "gguf-q4_0",
+        "runtime": "fake",
+        "before": "dense",
+        "after": "healed",
+        "confidence": 0.95,
+        "n": 7,
+    }
+    # The drift is equal inside a round, so the ratio is exact although every sample differs.
+    assert len(set(result["runs"][0]["decode_tps"])) == 7
+    for name in ("prefill", "decode"):
+        assert pair[name]["median"] == pytest.approx(1.2)
+        assert pair[name]["low"] == pytest.approx(1.2)
+        assert pair[name]["high"] == pytest.approx(1.2)
+    assert 1.0 < pair["ttft"]["median"] < 1.2  # the constant 5 ms is not cut
+    assert pair["decode"]["before"] < pair["decode"]["after"]
+    depth = mean_decode_depth(16)
+    assert pair["decode"]["ideal"] == pytest.approx(ideal_decode(dense, healed, depth))
+    assert pair["prefill"]["ideal"] == pytest.approx(ideal_prefill(dense, healed, 64))
+    assert pair["ttft"]["ideal"] is None
+
+    run = result["runs"][1]
+    assert (run["status"], run["reason"], run["variant"]) == ("ok", None, "healed")
+    assert run["test"] == {"prompt": 64, "generate": 16, "depth": 0}
+    assert (run["load_ms"], run["peak_rss_mib"]) == (12.5, 160.0)
+    assert run["j_per_token"] is run["peak_gpu_mib"] is None
+    assert run["bytes_per_token"] == healed.bytes_per_token(depth)
+    assert run["ideal_decode_tps"] == pytest.approx(10e9 / run["bytes_per_token"])
+    median = run["summary"]["decode_tps"]
+    assert median["n"] == 7
+    assert median["low"] <= median["median"] <= median["high"]
+    assert run["mbu"] == pytest.approx(median["median"] * run["bytes_per_token"] / 10e9)
+    assert result["settings"]["threads"] == 2
+    assert result["settings"]["memory_bandwidth_gb_s"] == 10.0
+
+
+def test_pitfall_19_rounds_are_interleaved_in_a_seeded_random_order(tmp_path):
+    specs = [(name, "dense", name, 50.0, None, "CPU") for name in ("a", "b", "c")]
+    world = World()
+    settings = BenchSettings(prompt=8, generate=8, rounds=8, threads=1, seed=5)
+    result = bench(world, specs, settings, tmp_path)
+    order = result["settings"]["order"]
+    assert len(order) == 8
+    assert all(sorted(names) == ["a", "b", "c"] for names in order)
+    assert len({tuple(names) for names in order}) > 1
+    warm = 3 * result["settings"]["warmup_rounds"]
+    assert [name for name, _ in world.calls[warm:]] == [name for names in order for name in names]
+    # All artifacts of a round get the same tokens; each session is opened once, and closed.
+    seeds = [{seed for _, seed in world.calls[i : i + 3]} for i in range(0, len(world.calls), 3)]
+    assert all(len(of_round) == 1 for of_round in seeds)
+    assert [name for name, _, _ in world.opened] == ["a", "b", "c"]
+    assert sorted(world.closed) == ["a", "b", "c"]
+    again = bench(World(), specs, settings, tmp_path)
+    assert again["settings"]["order"] == order
+
+
+def test_pitfall_19_warm_up_goes_on_until_the_speeds_settle(tmp_path):
+    settings = BenchSettings(prompt=8, generate=8, rounds=3, warmup_rounds=1, threads=1)
+    calm = bench(World(), [DENSE], settings, tmp_path)
+    assert calm["settings"]["warmup_rounds"] == 3  # three runs that agree
+    slow = bench(World(slow_start=2), [DENSE], settings, tmp_path)
+    assert slow["settings"]["warmup_rounds"] == 5  # two slow ones, then three that agree
+    never = bench(World(slow_start=50), [DENSE], settings, tmp_path)
+    assert never["settings"]["warmup_rounds"] == 6
+    assert any("had not settled" in text for text in never["warnings"])
+    assert not any("had not settled" in text for text in slow["warnings"])
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 5])
+def test_pitfall_14_one_that_dies_leaves_the_others_measured(tmp_path, dies_at):
+    world = World()
+    dying = ("broken", "healed", "gguf-q4_0", 60.0, dies_at, "CPU")
+    settings = BenchSettings(prompt=8, generate=8, rounds=4, threads=1)
+    result = bench(world, [DENSE, dying, HEALED], settings, tmp_path)
+    by_name = {run["artifact"]: run for run in result["runs"]}
+    assert by_name["broken"]["status"] == "failed"
+    assert "broken" in by_name["broken"]["reason"]
+    assert by_name["broken"]["summary"] == {}
+    assert by_name["broken"]["mbu"] is None
+    for name in ("dense", "healed"):
+        assert by_name[name]["status"] == "ok"
+        assert len(by_name[name]["decode_tps"]) == 4
+    assert [pair["after"] for pair in result["speedup"]] == ["healed"]
+    tried = [name for name, _ in world.calls].count("broken")
+    assert tried == dies_at  # never asked again
+    assert {"dense", "healed"} <= set(world.closed)
+
+
+def test_pairs_share_their_target_and_a_control_is_no_pair(tmp_path):
+    specs = [
+        DENSE,
+        HEALED,
+        ("control", "control", "gguf-q4_0", 50.0, None, "CPU"),
+        ("other", "healed", "gguf-q8_0", 70.0, None, "CPU"),
+    ]
+    result = bench(World(), specs, BenchSettings(prompt=8, generate=8, rounds=2), tmp_path)
+    assert [(p["before"], p["after"]) for p in result["speedup"]] == [("dense", "healed")]
+    assert [run["artifact"] for run in result["runs"]] == ["dense", "healed", "control", "other"]
+
+
+def test_pitfall_21_no_share_of_bandwidth_where_it_means_nothing(tmp_path):
+    write_gguf(tmp_path / "dense.gguf", 5)
+    write_gguf(tmp_path / "healed.gguf", 4)
+    gpu = ("healed", "healed", "gguf-q4_0", 60.0, None, "CUDA")
+    settings = BenchSettings(prompt=8, generate=8, rounds=2, threads=1)
+    runs = bench(World(), [DENSE, gpu], settings, tmp_path)["runs"]
+    assert runs[0]["mbu"] is not None
+    assert runs[1]["mbu"] is runs[1]["ideal_decode_tps"] is None  # the processor's is not the GPU's
+    assert runs[1]["bytes_per_token"] > 0
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, None])
+def test_pitfall_21_mbu_is_null_in_the_cache_or_without_a_figure(tmp_path, cache_bytes):
+    write_gguf(tmp_path / "m.gguf", 5)
+    world = World()
+    measured = (
+        Bandwidth(10.0, 12.0, 4 << 30, cache_bytes, 2, 9) if cache_bytes is not None else None
+    )
+    result = run_bench(
+        [BenchItem("m", tmp_path / "m.gguf", "dense", "gguf-q8_0")],
+        BenchSettings(prompt=8, generate=8, rounds=2, threads=1),
+        open_artifact=lambda path, **rest: FakeSession(world, "m", 50.0, None, "CPU"),
+        measure_bandwidth=lambda threads: measured,
+        clock=lambda: world.now,
+        root=tmp_path,
+    )
+    run = result["runs"][0]
+    assert run["mbu"] is run["ideal_decode_tps"] is None
+    assert run["bytes_per_token"] > 0
+
+
+def test_the_time_budget_ends_the_rounds_but_not_below_three(tmp_path):
+    # One round of both takes about 0.37 s of the world's time; three warm-ups come first.
+    settings = BenchSettings(prompt=8, generate=8, rounds=50, threads=1, time_budget_s=3.0)
+    world = World()
+    result = bench(world, [DENSE, HEALED], settings, tmp_path)
+    assert 3 < result["settings"]["rounds"] < 10
+    assert world.now <= 3.0
+    assert any("time budget" in text for text in result["warnings"])
+    tiny = BenchSettings(prompt=8, generate=8, rounds=50, threads=1, time_budget_s=0.001)
+    assert bench(World(), [DENSE, HEALED], tiny, tmp_path)["settings"]["rounds"] == 3
+
+
+def test_the_context_holds_the_longer_part_after_the_depth(tmp_path):
+    world = World()
+    bench(world, [DENSE], BenchSettings(prompt=40, generate=8, depth=100, rounds=1), tmp_path)
+    assert world.opened[0][2] >= 140
+
+
+def test_progress_never_runs_past_its_total_and_ends_full(tmp_path):
+    seen: list[tuple[float, float, str]] = []
+
+    def progress(done: float, total: float, note: str = "") -> None:
+        seen.append((done, total, note))
+
+    settings = BenchSettings(prompt=8, generate=8, rounds=3, threads=1)
+    bench(World(slow_start=2), [DENSE, HEALED], settings, tmp_path, progress=progress)
+    assert all(done <= total for done, total, _ in seen)
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
+    assert "round 3 of 3: " in seen[-2][2]
+
+
+def test_wrong_settings_name_themselves(tmp_path):
+    for wrong in ({"rounds": 0}, {"prompt": 0}, {"warmup_rounds": 0}, {"threads": 0}):
+        with pytest.raises(UsageError):
+            BenchSettings(**wrong)
+    item = BenchItem("x", tmp_path / "x.gguf", "dense", "t")
+    with pytest.raises(UsageError, match="same name"):
+        run_bench([item, item], BenchSettings())
+    with pytest.raises(UsageError, match="nothing"):
+        run_bench([], BenchSettings())
