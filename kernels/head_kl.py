@@ -80,8 +80,9 @@ def teacher(head: Head, dense_hidden: Tensor, *, chunk: int | None = None) -> Te
         return Teacher(dense_hidden.new_zeros(len(dense_hidden), dtype=torch.float32), dense_hidden)
     offset = torch.empty(len(dense_hidden), dtype=torch.float32, device=dense_hidden.device)
     expected = torch.empty_like(dense_hidden)
-    for rows in torch.arange(len(dense_hidden)).split(chunk or head.chunk()):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
+    step = chunk or head.chunk()
+    for start in range(0, len(dense_hidden), step):
+        part = slice(start, min(start + step, len(dense_hidden)))
         scores = head.logits(dense_hidden[part]).float()
         normaliser = torch.logsumexp(scores, dim=-1)
         probabilities = torch.exp(scores - normaliser[:, None])
@@ -129,7 +130,7 @@ class _HeadKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0][:, None].to(gradient.dtype), None, None, None, None
+        return (gradient * upstream[0][:, None].to(gradient.dtype), None, None, None, None)
 
 
 def head_kl(head: Head, dense: Teacher, hidden: Tensor, *, chunk: int | None = None) -> Tensor:

@@ -47,6 +47,7 @@ class Anatomy:
 
     model: Any
     family: Family
+    decoder: nn.Module
     blocks: nn.ModuleList
     embedding: nn.Embedding
     final_norm: nn.Module
@@ -130,7 +131,7 @@ class Anatomy:
         try:
             for index, block in enumerate(self.blocks):
                 block.forward = recorder(index)
-            self.model.base_model(input_ids=ids, use_cache=False)
+            self.decoder(input_ids=ids, use_cache=False)
         except _Recorded:
             pass
         finally:
@@ -158,7 +159,7 @@ class Anatomy:
 
     def final_hidden(self, ids: Tensor) -> Tensor:
         """The whole model up to and including the final norm."""
-        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return self.decoder(input_ids=ids, use_cache=False).last_hidden_state
 
     def logits(self, final_hidden: Tensor) -> Tensor:
         """(..., vocabulary) logits from hidden states after the final norm."""
@@ -200,6 +201,7 @@ def dissect(model: Any) -> Anatomy:
     return Anatomy(
         model=model,
         family=family,
+        decoder=model.get_submodule(family.decoder),
         blocks=model.get_submodule(family.blocks),
         embedding=model.get_submodule(family.embedding),
         final_norm=model.get_submodule(family.final_norm),

@@ -22,6 +22,8 @@ class Family:
 
     model_type: str
     """The `model_type` of the transformers config."""
+    decoder: str = "model"
+    """Everything but the head: ids in, hidden states after the final norm out."""
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"

@@ -91,7 +91,7 @@ def test_pitfall_1_layer_indices_are_renumbered_in_every_submodule(model_type: s
 
 
 def test_pitfall_1_a_stale_index_would_be_seen() -> None:
-    """The cache test can fail: with stale indices the cached text is another, or it raises."""
+    """The cache test can fail: with a wrong index the cached text is another, or it raises."""
     model = tiny_model("llama")
     stale = [block.self_attn.layer_idx for block in model.model.layers]
     remove_blocks(model, Segment(2, 4).blocks)
@@ -100,8 +100,11 @@ def test_pitfall_1_a_stale_index_would_be_seen() -> None:
     ids = random_ids(1, 40, seed=2)
     arguments = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     mask = torch.ones_like(ids)
-    cached = model.generate(ids, attention_mask=mask, use_cache=True, **arguments)
     plain = model.generate(ids, attention_mask=mask, use_cache=False, **arguments)
+    try:
+        cached = model.generate(ids, attention_mask=mask, use_cache=True, **arguments)
+    except RuntimeError:  # transformers 4.57: the shapes of mask and keys differ
+        return
     assert cached.tolist() != plain.tolist()
 
 

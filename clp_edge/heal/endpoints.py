@@ -1,0 +1,127 @@
+"""Cutoff endpoint tuning: train the blocks beside the cut, all else frozen, on KL(dense || cut).
+
+A step starts at the stored input of block s-1 and ends in the stored teacher, so it runs the tail
+of the cut model alone: no frozen prefix, no dense model, no dense logits. AdamW, warm-up, cosine;
+KL on held-back text decides when to stop and which state is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clp_edge.heal.collect import TailInputs, tail_kl
+from clp_edge.kernels.head_kl import head_kl
+from clp_edge.models.anatomy import Anatomy
+from clp_edge.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """Defaults measured on the demo model (docs/LOG.md)."""
+
+    steps: int = 100
+    tokens: int = 512
+    """of one step"""
+    learning_rate: float = 3e-4
+    warmup: int = 10
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    checks: int = 4
+    """how often held-back KL is measured on the way"""
+
+
+@dataclass(frozen=True)
+class TuningPoint:
+    """Held-back KL after so many steps, nats."""
+
+    step: int
+    kl: float
+
+
+def tune(
+    body: Anatomy,
+    blocks: Sequence[int],
+    trained: dict[int, nn.Module],
+    run: Callable[[Tensor, list[dict[str, Any]]], Tensor],
+    fit: TailInputs,
+    select: TailInputs,
+    settings: TuningSettings,
+    *,
+    before: float,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> tuple[tuple[TuningPoint, ...], float]:
+    """Tune the modules of `trained` in place; they end in the state of least held-back KL.
+
+    Args: blocks, the tail's ids; run, the tail's forward; before, held-back KL as it is now.
+    Returns: the held-back KL along the way (step 0 included), and seconds a step.
+    """
+    parameters = [p for module in trained.values() for p in module.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    batch = max(1, min(settings.tokens // fit.tokens, len(fit.ids)))
+    generator = torch.Generator().manual_seed(seed)
+    order = _endless(len(fit.ids), batch, generator)
+    every = max(1, math.ceil(settings.steps / settings.checks))
+    best, best_state = before, _state(trained)
+    points = [TuningPoint(0, before)]
+    spent = 0.0
+    for step in range(settings.steps):
+        began = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(step, settings)
+        pick = next(order)
+        _, arguments = body.prepare(fit.ids[pick])
+        with torch.enable_grad():
+            final = run(fit.entry[pick], arguments)
+            dense = fit.dense.select(fit.rows(pick).to(final.device))
+            loss = head_kl(body.head, dense, final.flatten(0, 1)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+        nn.utils.clip_grad_norm_(parameters, settings.clip)
+        optimizer.step()
+        spent += time.perf_counter() - began
+        progress(step + 1, settings.steps, f"tuning, KL {float(loss):.3f}")
+        if (step + 1) % every == 0 or step + 1 == settings.steps:
+            kl = tail_kl(body, select, run, batch=batch)
+            points.append(TuningPoint(step + 1, kl))
+            if kl < best:
+                best, best_state = kl, _state(trained)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    for index, module in trained.items():
+        module.load_state_dict(best_state[index])
+    return tuple(points), spent / max(1, settings.steps)
+
+
+def _schedule(step: int, settings: TuningSettings) -> float:
+    """Linear warm-up, then a cosine to a twentieth."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    rest = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * rest))
+
+
+def _endless(count: int, batch: int, generator: torch.Generator) -> Any:
+    """Batches of sequence ids, epoch after epoch, each in its own order."""
+    while True:
+        order = torch.randperm(count, generator=generator)
+        for start in range(0, count - batch + 1, batch):
+            yield order[start : start + batch]
+
+
+def _state(trained: dict[int, nn.Module]) -> dict[int, dict[str, Tensor]]:
+    return {
+        index: {name: value.detach().clone() for name, value in module.state_dict().items()}
+        for index, module in trained.items()
+    }

@@ -1,0 +1,98 @@
+"""The oracle: exact KL of every window of n blocks, from the stored block inputs.
+
+Window [s, s+n) needs the blocks s+n ... L-1 and the head only, about (L-n)²/2L dense passes for
+the whole curve. It is both a method of its own and the judge of every other:
+regret = KL(choice) / min KL - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clp_edge.kernels.head_kl import head_kl
+from clp_edge.metrics import mean_and_standard_error
+from clp_edge.models.anatomy import Anatomy
+from clp_edge.progress import Progress, silent
+from clp_edge.search.states import BlockStates
+from clp_edge.segment import Segment
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """KL(dense || the model without this segment), nats per token."""
+
+    segment: Segment
+    kl: float
+    kl_se: float
+    """over sequences"""
+    by_sequence: tuple[float, ...]
+
+
+@torch.no_grad()
+def score_windows(
+    body: Anatomy,
+    states: BlockStates,
+    segments: Sequence[Segment],
+    *,
+    batch: int = 4,
+    progress: Progress = silent,
+) -> list[WindowScore]:
+    """The exact KL of each segment on the tokens of `states`, in the order given."""
+    total = len(body)
+    work = sum(total - segment.last for segment in segments) * states.sequences
+    done = 0
+    scores: list[WindowScore] = []
+    for segment in segments:
+        by_sequence: list[float] = []
+        for start in range(0, states.sequences, batch):
+            stop = min(start + batch, states.sequences)
+            _, arguments = body.prepare(states.ids[start:stop])
+            hidden = states.hidden[segment.first][start:stop]
+            hidden = body.run_blocks(range(segment.last + 1, total), hidden, arguments)
+            dense = states.dense.select(states.rows(start, stop))
+            kl = head_kl(body.head, dense, body.normed(hidden).flatten(0, 1))
+            by_sequence.extend(kl.view(stop - start, -1).mean(dim=1).tolist())
+            done += (total - segment.last) * (stop - start)
+            progress(done, work, f"blocks {segment}")
+        mean, error = mean_and_standard_error(by_sequence)
+        scores.append(WindowScore(segment, mean, error, tuple(by_sequence)))
+    return scores
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How firm the choice is: a bootstrap over sequences."""
+
+    wins: float
+    """share of resamples in which the best window is the best again"""
+    rivals: tuple[tuple[Segment, float], ...]
+    """other windows that won some resamples, with their shares"""
+    gap: float
+    """KL of the second best less KL of the best"""
+    gap_se: float
+    """standard error of that gap, paired by sequence; NaN for one sequence or one window"""
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether the second best is within one paired standard error."""
+        return self.gap <= self.gap_se
+
+
+def stability(scores: Sequence[WindowScore], *, resamples: int = 2_000, seed: int = 0) -> Stability:
+    """Resample the sequences and see which window wins."""
+    matrix = np.array([score.by_sequence for score in scores])
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, matrix.shape[1], size=(resamples, matrix.shape[1]))
+    winners = matrix[:, draws].mean(axis=2).argmin(axis=0)
+    shares = np.bincount(winners, minlength=len(scores)) / resamples
+    order = np.argsort(matrix.mean(axis=1), kind="stable")
+    best = int(order[0])
+    rivals = tuple((scores[i].segment, float(shares[i])) for i in order[1:] if shares[i] > 0)
+    gap, gap_se = float("nan"), float("nan")
+    if len(order) > 1:
+        gap, gap_se = mean_and_standard_error(matrix[int(order[1])] - matrix[best])
+    return Stability(float(shares[best]), rivals, gap, gap_se)
