@@ -1,0 +1,16 @@
+"""One way to open an artifact, in a child process: logits, tokens, a generation, timed runs."""
+
+from clp_edge.runtimes.base import ArtifactInfo, Session, Timing
+from clp_edge.runtimes.process import ChildDiedError, run_in_child
+from clp_edge.runtimes.session import default_threads, llama_cpp_available, open_artifact
+
+__all__ = [
+    "ArtifactInfo",
+    "ChildDiedError",
+    "Session",
+    "Timing",
+    "default_threads",
+    "llama_cpp_available",
+    "open_artifact",
+    "run_in_child",
+]

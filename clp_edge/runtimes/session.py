@@ -1,0 +1,186 @@
+"""Open an artifact: pick the runtime by what the path is, start its child, hand back a session.
+
+A runtime joins with one row in `RUNTIMES`: its name, the engine that the child builds, and the
+test of the path. The engine has the methods of `Session` and an `info`.
+
+    with open_artifact(Path("model.Q4_K_M.gguf"), threads=4) as session:
+        session.generate(session.tokenize("The capital of France is"), 8)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import psutil
+
+from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.runtimes.base import ArtifactInfo, Session, Timing
+from clp_edge.runtimes.process import ChildProcess, run_in_child
+
+KVType = Literal["f32", "f16"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One row of the registry."""
+
+    name: str
+    engine: str
+    """"module:class" that the child builds with (path, threads, context, kv_type, batch)."""
+    opens: Callable[[Path], bool]
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _is_hf_folder(path: Path) -> bool:
+    return path.is_dir() and (path / "config.json").is_file()
+
+
+RUNTIMES: tuple[Runtime, ...] = (
+    Runtime("llama.cpp", "clp_edge.runtimes.llama:LlamaEngine", _is_gguf),
+    Runtime("torch", "clp_edge.runtimes.hf:TorchEngine", _is_hf_folder),
+)
+
+
+class ChildSession:
+    """A Session whose every method is one question to the child process."""
+
+    def __init__(self, child: ChildProcess, info: ArtifactInfo) -> None:
+        self._child = child
+        self._info = info
+
+    @property
+    def info(self) -> ArtifactInfo:
+        return self._info
+
+    @property
+    def pid(self) -> int:
+        """The runtime's process id (for probes of memory and power)."""
+        return self._child.pid
+
+    def tokenize(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[int]:
+        flags = {"add_special": add_special, "parse_special": parse_special}
+        return self._child.ask("call", "tokenize", (text,), flags)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._child.ask("call", "detokenize", (_plain(ids),), {})
+
+    def end_tokens(self) -> frozenset[int]:
+        return self._child.ask("call", "end_tokens", (), {})
+
+    def iter_logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        yield from self._child.stream("call", "iter_logits", (_plain(ids),), {})
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        whole = np.empty((len(ids), self._info.vocabulary), dtype=np.float32)
+        row = 0
+        for part in self.iter_logits(ids):
+            whole[row : row + len(part)] = part
+            row += len(part)
+        if row != len(ids):
+            raise ClpEdgeError(f"{self._info.runtime} gave logits for {row} of {len(ids)} tokens")
+        return whole
+
+    def generate(
+        self, ids: Sequence[int], max_new_tokens: int, *, stop: Collection[int] = ()
+    ) -> list[int]:
+        arguments = (_plain(ids), max_new_tokens)
+        return self._child.ask("call", "generate", arguments, {"stop": frozenset(stop)})
+
+    def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
+        sizes = {"prompt": prompt, "generate": generate, "depth": depth}
+        if min(sizes.values()) < 0 or prompt + generate == 0:
+            raise UsageError(f"cannot time {sizes}", "give a prompt or tokens to generate")
+        return self._child.ask("call", "time_once", (), {**sizes, "seed": seed})
+
+    def peak_rss_mib(self) -> float:
+        return self._child.ask("call", "peak_rss_mib", (), {})
+
+    def close(self) -> None:
+        self._child.close()
+
+    def __enter__(self) -> ChildSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _plain(ids: Sequence[int]) -> list[int]:
+    return [int(i) for i in ids]
+
+
+def default_threads() -> int:
+    """The physical cores this process may use, as llama-bench takes them."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or allowed or 1, allowed or 1))
+
+
+def open_artifact(
+    path: Path,
+    *,
+    threads: int | None = None,
+    context: int = 1024,
+    kv_type: KVType = "f16",
+    batch: int = 512,
+    timeout_s: float = 1_800.0,
+) -> Session:
+    """Open a .gguf file (llama.cpp) or a Hugging Face folder (torch) in a child process.
+
+    Args: `threads` for prompt and generation alike, by default the physical cores; `context` in
+    tokens; `kv_type` "f32" turns flash attention off and is for exact comparison; `batch` the most
+    tokens computed at once; `timeout_s` how long one answer may take.
+    Raises: UsageError when nothing opens the path; MissingDependencyError; RuntimeDiedError.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", "give a .gguf file or a Hugging Face folder")
+    runtime = next((row for row in RUNTIMES if row.opens(path)), None)
+    if runtime is None:
+        raise UsageError(
+            f"{path} is no artifact that a runtime opens",
+            "give a .gguf file or a Hugging Face folder with a config.json",
+        )
+    child = ChildProcess(f"{runtime.name} on {path.name}", timeout_s=timeout_s)
+    try:
+        arguments = {
+            "path": str(path),
+            "threads": threads or default_threads(),
+            "context": context,
+            "kv_type": kv_type,
+            "batch": min(batch, context),
+        }
+        return ChildSession(child, child.ask("make", runtime.engine, arguments))
+    except BaseException:
+        child.close()
+        raise
+
+
+def llama_cpp_available() -> tuple[bool, str]:
+    """Whether llama.cpp runs here, and its version and backend or why not (with the pip line).
+
+    Really loads the library, in a child process.
+    """
+    try:
+        spec = "clp_edge.runtimes.llama:describe_library"
+        return True, run_in_child(spec, what="llama.cpp", timeout_s=120.0)
+    except ClpEdgeError as error:
+        return False, str(error)
