@@ -1,0 +1,186 @@
+"""Quality against straightforward float64, and against transformers' own loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+
+from clp_edge.errors import ClpEdgeError, VerificationError
+from clp_edge.evaluate import DenseReference, measure_artifact, measure_dense, measure_model
+from clp_edge.models.anatomy import dissect
+from tests.tiny import random_ids, tiny_model
+
+SEQUENCES, LENGTH = 5, 37
+
+
+@pytest.fixture(scope="module")
+def dense() -> Any:
+    return tiny_model("llama", blocks=4, seed=0)
+
+
+@pytest.fixture(scope="module")
+def candidate(dense: Any) -> Any:
+    """The dense model with some noise on one block: close, but not the same."""
+    other = tiny_model("llama", blocks=4, seed=0)
+    generator = torch.Generator().manual_seed(9)
+    weight = other.model.layers[2].mlp.down_proj.weight
+    weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+    return other
+
+
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    return random_ids(SEQUENCES, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def reference(dense: Any, ids: torch.Tensor) -> DenseReference:
+    return DenseReference.build(dissect(dense), ids)
+
+
+def straightforward(dense: Any, candidate: Any, ids: torch.Tensor) -> dict[str, float]:
+    """The definitions, all logits at once, in float64."""
+    with torch.no_grad():
+        p = scipy.special.log_softmax(dense(ids).logits.double().numpy(), axis=-1)
+        q = scipy.special.log_softmax(candidate(ids).logits.double().numpy(), axis=-1)
+    nll = -np.take_along_axis(q[:, :-1], ids[:, 1:, None].numpy(), axis=-1)[..., 0]
+    kl = (np.exp(p) * (p - q)).sum(-1)
+    per_sequence_nll, per_sequence_kl = nll.mean(1), kl.mean(1)
+    root = math.sqrt(len(ids))
+    return {
+        "perplexity": math.exp(nll.mean()),
+        "perplexity_se": math.exp(nll.mean()) * per_sequence_nll.std(ddof=1) / root,
+        "kl": kl.mean(),
+        "kl_se": per_sequence_kl.std(ddof=1) / root,
+        "top1_agreement": (p.argmax(-1) == q.argmax(-1)).mean(),
+    }
+
+
+class ArraySession:
+    """An artifact that answers with a torch model's logits, in parts of its own size."""
+
+    def __init__(self, model: Any, part: int, *, drop: int = 0, columns: int | None = None) -> None:
+        self.model, self.part, self.drop, self.columns = model, part, drop, columns
+
+    def iter_logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
+        with torch.no_grad():
+            logits = self.model(torch.tensor([list(ids)])).logits[0].numpy()
+        logits = logits[: len(logits) - self.drop, : self.columns]
+        for start in range(0, len(logits), self.part):
+            yield logits[start : start + self.part]
+
+
+def test_a_model_against_float64(dense, candidate, ids, reference) -> None:
+    quality = measure_model(dissect(candidate), ids, reference)
+    for name, expected in straightforward(dense, candidate, ids).items():
+        assert getattr(quality, name) == pytest.approx(expected, rel=2e-4), name
+    assert quality.tokens == SEQUENCES * LENGTH
+    assert quality.kl > 0.001
+    assert 0.0 < quality.top1_agreement < 1.0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+def test_perplexity_is_that_of_transformers_loss(family: str) -> None:
+    model = tiny_model(family, blocks=3, seed=1)
+    ids = random_ids(3, 24, seed=2)
+    quality = measure_dense(DenseReference.build(dissect(model), ids))
+    with torch.no_grad():
+        losses = [float(model(row[None], labels=row[None]).loss) for row in ids]
+    assert quality.perplexity == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
+
+
+def test_the_dense_model_by_both_ways(dense, ids, reference) -> None:
+    by_definition = measure_dense(reference)
+    measured = measure_model(dissect(dense), ids, reference)
+    assert measured.perplexity == pytest.approx(by_definition.perplexity, rel=1e-6)
+    assert measured.perplexity_se == pytest.approx(by_definition.perplexity_se, rel=1e-4)
+    assert measured.kl == pytest.approx(0.0, abs=1e-6)
+    assert measured.top1_agreement == by_definition.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 36, 37, 1000])
+def test_the_chunk_makes_no_difference(candidate, ids, reference, chunk: int) -> None:
+    whole = measure_model(dissect(candidate), ids, reference)
+    parts = measure_model(dissect(candidate), ids, reference, chunk=chunk)
+    for name in ("perplexity", "perplexity_se", "kl", "kl_se", "top1_agreement"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-5), name
+    assert measure_dense(reference, chunk=chunk).perplexity == pytest.approx(
+        measure_dense(reference).perplexity, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("part", [7, 64])
+def test_an_artifact_gives_what_the_model_gives(candidate, ids, reference, part: int) -> None:
+    expected = measure_model(dissect(candidate), ids, reference)
+    found = measure_artifact(ArraySession(candidate, part), ids, reference, chunk=10)
+    for name in ("perplexity", "perplexity_se", "kl", "kl_se", "top1_agreement"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
+
+
+def test_states_in_a_file_are_the_states_in_memory(dense, candidate, ids, reference, tmp_path):
+    spilled = DenseReference.build(
+        dissect(dense), ids, memory_limit_bytes=1000, spill_folder=tmp_path
+    )
+    assert torch.equal(spilled.hidden, reference.hidden)
+    assert list(tmp_path.iterdir()) == []
+    assert measure_model(dissect(candidate), ids, spilled) == measure_model(
+        dissect(candidate), ids, reference
+    )
+
+
+def test_only_hidden_states_are_kept(dense, ids, reference) -> None:
+    assert reference.hidden.shape == (SEQUENCES, LENGTH, dense.config.hidden_size)
+    assert reference.hidden.dtype == torch.float32
+    with torch.no_grad():
+        expected = dense(ids[3:4]).logits[0, 10:20]
+    torch.testing.assert_close(reference.logits(3, 10, 20), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_another_model_with_the_same_head_can_stand_in(dense, candidate, ids, reference) -> None:
+    stand_in = DenseReference(reference.ids, reference.hidden, dissect(candidate).logits)
+    assert measure_dense(stand_in) == measure_dense(reference)
+
+
+def test_a_half_precision_dense_model_keeps_its_own_head(ids) -> None:
+    model = tiny_model("llama", blocks=2).bfloat16()
+    reference = DenseReference.build(dissect(model), ids)
+    assert reference.hidden.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(reference.logits(0), model(ids[:1]).logits[0])
+
+
+def test_other_sequences_are_refused(candidate, reference) -> None:
+    with pytest.raises(ValueError, match="other sequences"):
+        measure_model(dissect(candidate), random_ids(SEQUENCES, LENGTH, seed=5), reference)
+
+
+def test_logits_that_overflow_are_an_error_not_a_number(dense, ids, reference) -> None:
+    broken = tiny_model("llama", blocks=4, seed=0)
+    broken.model.layers[1].mlp.down_proj.weight.mul_(float("inf"))
+    with pytest.raises(VerificationError, match="not finite"):
+        measure_model(dissect(broken), ids, reference)
+
+
+def test_an_artifact_of_another_vocabulary_or_length_is_an_error(dense, ids, reference) -> None:
+    with pytest.raises(VerificationError, match="one vocabulary"):
+        measure_artifact(ArraySession(dense, 64, columns=300), ids, reference)
+    with pytest.raises(VerificationError, match="36 positions came back for 37 tokens"):
+        measure_artifact(ArraySession(dense, 64, drop=1), ids, reference)
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (3, 1)])
+def test_text_that_is_too_short(dense, shape: tuple[int, int]) -> None:
+    with pytest.raises(ClpEdgeError):
+        DenseReference.build(dissect(dense), torch.zeros(shape, dtype=torch.int64))
+
+
+def test_progress_ends_at_the_whole(candidate, ids, reference) -> None:
+    seen: list[tuple[float, float]] = []
+    measure_model(dissect(candidate), ids, reference, lambda d, t, note="": seen.append((d, t)))
+    assert seen == [(i, SEQUENCES) for i in range(1, SEQUENCES + 1)]
