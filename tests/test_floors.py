@@ -53,11 +53,11 @@ MAY_SPEAK = {"clp_edge.cli", "clp_edge.__main__", "clp_edge.runtimes.child"}
 ONLY_CLI_IMPORTS = {"ui"}
 
 
-def modules() -> dict[str, Path]:
+def modules(repository: Path = REPOSITORY) -> dict[str, Path]:
     """Dotted name -> file, of every module of the package."""
     found = {}
     for package, folder in FOLDERS.items():
-        root = REPOSITORY / folder
+        root = repository / folder
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             if parts[-1] == "__init__":

@@ -24,34 +24,8 @@ import torch
 Generate = Callable[[str, int], str]
 """(prompt, most new tokens) -> the new text alone."""
 
-ENGLISH_WORDS = frozenset(
-    [
-        "the",
-        "a",
-        "an",
-        "and",
-        "or",
-        "of",
-        "to",
-        "in",
-        "is",
-        "are",
-        "was",
-        "it",
-        "that",
-        "this",
-        "for",
-        "on",
-        "with",
-        "as",
-        "by",
-        "be",
-        "at",
-        "from",
-        "its",
-        "they",
-    ]
-)
+SMALL_WORDS = "the a an and or of to in is are was it that this for on with as by be at from its"
+ENGLISH_WORDS = frozenset(SMALL_WORDS.split())
 
 
 @dataclass(frozen=True)
