@@ -1,0 +1,27 @@
+"""The report: report.json (the contract), report.md, the model card, and a verdict in one sentence.
+
+Renderers are pure functions of the report's dict; only `files` writes.
+
+>>> report = build_report(command="clp-edge compress", model=model, seed=0)   # doctest: +SKIP
+>>> write_report(report, Path("out"))                                         # doctest: +SKIP
+"""
+
+from clp_edge.report.card import render_card
+from clp_edge.report.document import ReportError, build_report, validate
+from clp_edge.report.files import write_atomically, write_report
+from clp_edge.report.markdown import render_markdown
+from clp_edge.report.summary import SummaryRow, summary_table
+from clp_edge.report.verdict import verdict
+
+__all__ = [
+    "ReportError",
+    "SummaryRow",
+    "build_report",
+    "render_card",
+    "render_markdown",
+    "summary_table",
+    "validate",
+    "verdict",
+    "write_atomically",
+    "write_report",
+]

@@ -1,0 +1,146 @@
+"""The model card: README.md of the output folder, in the form that the Hugging Face hub reads.
+
+>>> render_card(report).splitlines()[:2]                    # doctest: +SKIP
+['---', 'base_model: HuggingFaceTB/SmolLM2-135M-Instruct']
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from clp_edge.report import format as write
+from clp_edge.report.markdown import all_warnings, model_name, summary_markdown
+
+# How to run an artifact, by the suffix of its path; a folder has the empty suffix.
+USAGE = {
+    ".gguf": """\
+With llama.cpp:
+
+    llama-cli -m {path} -p "The capital of France is" -n 64
+
+With llama-cpp-python:
+
+```python
+from llama_cpp import Llama
+
+model = Llama(model_path="{path}", n_ctx=2048)
+print(model("The capital of France is", max_tokens=64)["choices"][0]["text"])
+```""",
+}
+HF_USAGE = """\
+The Hugging Face folder, for further work:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("hf")
+tokenizer = AutoTokenizer.from_pretrained("hf")
+```"""
+
+
+def render_card(report: Mapping[str, Any]) -> str:
+    """The whole card. `model.base_model` and `model.license` are used where the report has them."""
+    warnings = all_warnings(report)
+    parts = [
+        _front_matter(report),
+        f"# {model_name(report)}, pruned",
+        report["verdict"],
+        "## What was removed",
+        _removed(report),
+        "## How it was healed",
+        _healed(report),
+        "## Figures",
+        summary_markdown(report),
+        "report.md says how they were measured, report.json holds every sample.",
+        "## Use it",
+        *_usage(report),
+        "## Make it again",
+        f"    {report['command']}",
+        f"clp-edge {report['version']}, seed {report['seed']}.",
+        "## Licence and base model",
+        _licence(report),
+        "## Warnings",
+        "\n".join(f"- {text}" for text in [*warnings, *_always(report)]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(report: Mapping[str, Any]) -> str:
+    model = report["model"]
+    lines = ["---"]
+    if model.get("base_model"):
+        lines.append(f"base_model: {json.dumps(model['base_model'])}")
+    if model.get("license"):
+        lines.append(f"license: {json.dumps(model['license'])}")
+    lines += ["pipeline_tag: text-generation", "tags:", "- clp-edge", "- pruned"]
+    suffixes = {artifact["path"].rpartition(".")[2] for artifact in report["artifacts"]}
+    if "gguf" in suffixes:
+        lines.append("- gguf")
+    return "\n".join([*lines, "---"])
+
+
+def _removed(report: Mapping[str, Any]) -> str:
+    search, model = report["search"], report["model"]
+    if search is None or not search["dropped"]:
+        return "Nothing."
+    gone = write.blocks(search["segments"], search["dropped"], model["blocks"])
+    left = model["blocks"] - len(search["dropped"])
+    return (
+        f"{gone} of `{model['source']}` ({model['architecture']}, {model['parameters']:,} "
+        f"parameters before the cut); {left} are left. Ids are 0-based, both ends are inclusive. "
+        f"Chosen by {search['method']}."
+    )
+
+
+def _healed(report: Mapping[str, Any]) -> str:
+    heal = report["heal"]
+    if heal is None or heal["method"] == "none":
+        return "It was not healed: the blocks are cut out and nothing else was changed."
+    trained = ", ".join(str(block) for block in heal["trained_blocks"]) or "none"
+    steps = [
+        f"{name} {write.fixed(heal[key], 3)}"
+        for name, key in (
+            ("after the cut", "kl_cut"),
+            ("after the closed-form refit", "kl_refit"),
+            ("after tuning", "kl_tuned"),
+        )
+    ]
+    return (
+        f"Method: {heal['method']}. Blocks changed (ids of the dense model): {trained}. "
+        f"KL to the dense model, in nats: {', '.join(steps)}. All of it is folded into the "
+        "weights: nothing extra is needed to run the model."
+    )
+
+
+def _usage(report: Mapping[str, Any]) -> list[str]:
+    texts = []
+    for artifact in report["artifacts"]:
+        suffix = f".{artifact['path'].rpartition('.')[2]}" if "." in artifact["path"] else ""
+        if artifact["variant"] == "healed" and suffix in USAGE:
+            texts.append(USAGE[suffix].replace("{path}", artifact["path"]))
+            break
+    return [*texts, HF_USAGE]
+
+
+def _licence(report: Mapping[str, Any]) -> str:
+    model = report["model"]
+    base = model.get("base_model") or model["source"]
+    licence = model.get("license")
+    stated = (
+        f"its licence, {licence}, applies to this model too"
+        if licence
+        else "its files state no licence; look it up before passing this model on"
+    )
+    return f"The base model is `{base}`: {stated}."
+
+
+def _always(report: Mapping[str, Any]) -> list[str]:
+    """What is true of every pruned model."""
+    texts = [
+        "Perplexity can look fine while arithmetic, JSON or languages break: try your own task."
+    ]
+    if report["bench"] is not None:
+        texts.append("Speeds are those of the device in report.md; measure on yours.")
+    return texts

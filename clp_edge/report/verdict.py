@@ -1,0 +1,108 @@
+"""One sentence that decides, made of the report's numbers alone.
+
+It claims a speed-up only where the whole interval lies above 1, puts the ideal (the bytes saved)
+beside it, names a heavy loss a heavy loss (perplexity more than doubled), and says what was not
+measured. Above all: was a harder quantization of the dense model tried at equal size?
+
+>>> verdict(report)                                          # doctest: +SKIP
+'Blocks 12-17 (6 of 30) are gone: decode is 1.16x faster (1.12 to 1.20, n 5; the bytes saved allow
+1.15x), perplexity 23.1 -> 29.8 (1.29x); at equal size a harder quantization of the dense model was
+not measured.'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clp_edge.report import format as write
+from clp_edge.report.summary import Pair, model_quality, pairs
+
+HEAVY_LOSS = 2.0
+# A file counts as of equal size up to this much larger.
+EQUAL_SIZE = 1.02
+# So far may a measured interval lie above the ideal before it is called suspect.
+ABOVE_IDEAL = 1.02
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """The sentence, for the first target; ends with a full stop."""
+    found = pairs(report)
+    pair = found[0] if found else None
+    parts = [_speed(pair, several=len(found) > 1), _quality(report, pair)]
+    tail = [_equal_size(report, pair)]
+    unverified = [a["name"] for a in report["artifacts"] if not a["verified"]]
+    if unverified:
+        tail.append(f"{', '.join(unverified)} did not pass verification")
+    said = "; ".join(text for text in tail if text)
+    return f"{_subject(report)}: {', '.join(parts)}{'; ' + said if said else ''}."
+
+
+def _subject(report: Mapping[str, Any]) -> str:
+    search = report["search"]
+    if search is None or not search["dropped"]:
+        return "No block was cut"
+    gone = write.blocks(search["segments"], search["dropped"], report["model"]["blocks"])
+    return f"{gone} {'is' if len(search['dropped']) == 1 else 'are'} gone"
+
+
+def _speed(pair: Pair | None, *, several: bool) -> str:
+    if pair is None or pair.speedup is None:
+        return "the speed was not measured"
+    decode, n = pair.speedup["decode"], pair.speedup["n"]
+    what = f"decode ({pair.target})" if several else "decode"
+    median, ideal = decode["median"], decode["ideal"]
+    limit = "" if ideal is None else f"; the bytes saved allow {write.ratio(ideal)}"
+    if n < 2:
+        return f"{what} was {write.ratio(median)} in a single round, which proves nothing{limit}"
+    span = f"{decode['low']:.2f} to {decode['high']:.2f}, n {n}"
+    if decode["low"] > 1.0:
+        said = f"{what} is {write.ratio(median)} faster ({span}{limit})"
+        if ideal is not None and decode["low"] > ideal * ABOVE_IDEAL:
+            said += ", more than the bytes saved explain, so measure again before relying on it"
+        return said
+    if decode["high"] < 1.0:
+        return f"{what} is slower, {write.ratio(median)} of the dense speed ({span}{limit})"
+    return f"{what} is not measurably faster ({write.ratio(median)}, {span}{limit})"
+
+
+def _quality(report: Mapping[str, Any], pair: Pair | None) -> str:
+    before, after, where = None, None, ""
+    if pair is not None:
+        before, after = _perplexity(pair.quality_before), _perplexity(pair.quality_after)
+    if before is None or after is None:
+        before, after = (_perplexity(side) for side in model_quality(report))
+        where = " before quantization"
+    if before is None or after is None:
+        return "the loss of quality was not measured"
+    change = after / before
+    said = (
+        f"perplexity{where} {write.perplexity(before)} -> {write.perplexity(after)}"
+        f" ({write.ratio(change)})"
+    )
+    return f"{said}, a heavy loss of quality" if change > HEAVY_LOSS else said
+
+
+def _equal_size(report: Mapping[str, Any], pair: Pair | None) -> str:
+    """The honest rival: the dense model in fewer bits, no larger than the pruned file."""
+    if pair is None:
+        return ""
+    rivals = []
+    for artifact in report["artifacts"]:
+        score = _perplexity(report["quality"].get(artifact["name"]))
+        small = artifact["bytes"] <= pair.after["bytes"] * EQUAL_SIZE
+        if artifact["variant"] == "dense" and small and score is not None:
+            rivals.append((score, artifact))
+    ours = _perplexity(pair.quality_after)
+    if not rivals or ours is None:
+        return "at equal size a harder quantization of the dense model was not measured"
+    score, best = min(rivals, key=lambda rival: rival[0])
+    word = "better" if score < ours else "no better"
+    return (
+        f"at equal size the dense model as {best['target']} is {word}"
+        f" (perplexity {write.perplexity(score)} in {write.mib(best['bytes'])})"
+    )
+
+
+def _perplexity(side: Mapping[str, Any] | None) -> float | None:
+    return None if side is None else side["perplexity"]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from clp_edge.report import build_report, render_card, render_markdown, summary_table
+from clp_edge.report import format as write
+from tests.report.sample import TARGET, artifact, parts, sample_report
+
+
+def rows(report) -> dict:
+    return {(row.group, row.label): row for row in summary_table(report)}
+
+
+def test_the_table_has_each_figure_before_and_after():
+    found = rows(sample_report())
+    row = found[TARGET, "perplexity"]
+    assert (row.before, row.after, row.change) == (
+        "23.1 ± 0.60 (n 32)",
+        "29.8 ± 0.60 (n 32)",
+        "1.29x",
+    )
+    row = found[TARGET, "KL to dense (nats)"]
+    assert (row.before, row.after, row.change) == (
+        "0.050 ± 0.010 (n 32)",
+        "0.350 ± 0.010 (n 32)",
+        "+0.300",
+    )
+    row = found[TARGET, "top-1 agreement"]
+    assert (row.before, row.after, row.change) == ("90.0 %", "72.0 %", "-18.0 points")
+    row = found[TARGET, "file size"]
+    assert (row.before, row.after, row.change) == ("100.0 MiB", "84.0 MiB", "-16.0 %")
+    row = found[TARGET, "decode"]
+    assert row.before == "60.0 tok/s (59.0 to 61.0, n 5)"
+    assert row.change == "1.16x (1.12 to 1.20, n 5; ideal 1.15x)"
+    assert found[TARGET, "time to first token"].change == "1.21x (1.19 to 1.23, n 5)"
+    row = found[TARGET, "peak memory (resident)"]
+    assert (row.before, row.after, row.change) == ("120 MiB", "139 MiB", "+16.0 %")
+    row = found[TARGET, "energy per token"]
+    assert (row.before, row.after, row.change) == ("not measured", "not measured", "")
+    assert found[TARGET, "bits per weight"].after == "6.20"
+    cut = found["model, before quantization", "perplexity, cut but not healed"]
+    assert (cut.before[:4], cut.after[:4], cut.change) == ("20.0", "60.0", "3.00x")
+
+
+def test_every_label_is_there_even_where_nothing_was_measured():
+    given = parts()
+    given["bench"] = None
+    given["quality"] = {}
+    given["artifacts"] = [artifact("tiny-healed", "healed", 84 * 2**20)]
+    found = rows(build_report(**given))
+    for label in ("perplexity", "decode", "prefill", "time to first token", "energy per token"):
+        row = found[TARGET, label]
+        assert (row.before, row.after) == ("not measured", "not measured")
+    assert found[TARGET, "file size"].before == "not measured"
+    assert found[TARGET, "file size"].after == "84.0 MiB"
+
+
+def test_a_failed_run_is_told_and_not_shown_as_zero():
+    given = parts()
+    given["bench"]["speedup"] = []
+    given["bench"]["runs"][1] |= {
+        "status": "failed",
+        "reason": "llama.cpp died (signal 6)",
+        "summary": {},
+        "decode_tps": [],
+    }
+    report = build_report(**given)
+    row = rows(report)[TARGET, "decode"]
+    assert (row.after, row.change) == ("not measured", "not measured")
+    text = render_markdown(report)
+    assert "- tiny-healed was not timed (failed): llama.cpp died (signal 6)" in text
+
+
+def test_markdown_carries_the_receipts():
+    text = render_markdown(sample_report())
+    assert text.startswith("# What clp-edge did to Tiny-30\n")
+    assert "| decode | 60.0 tok/s (59.0 to 61.0, n 5) |" in text
+    # The windows in the order of the criterion; the one without a healed KL is not judged by it.
+    assert text.index("| 12-17 | 0.750 | 0.330 |") < text.index("| 13-18 | 0.720 | 0.400 |")
+    assert "| 3-8 |" not in text
+    assert "| tuned | not measured |" in text
+    assert "4 threads; batch 1; 3 warm-up rounds, then 5 that count" in text
+    assert "16,384 tokens in 32 sequences of 512" in text
+    assert "| heal | 60.0 | not measured |" in text
+    assert "> upon a | table" in text
+    assert "84.0 MiB (88.1 MB)" in text
+
+
+def test_pitfall_20_the_report_says_which_memory_it_is():
+    assert "peak resident set of the process" in render_markdown(sample_report())
+
+
+def test_pitfall_11_the_true_bits_and_the_fallbacks_are_a_warning():
+    given = parts()
+    given["artifacts"][1]["fallback_tensors"] = 180
+    text = render_markdown(build_report(**given))
+    assert "tiny-healed: 180 tensors are not in the type asked for" in text
+    assert "6.20 bits per weight in fact" in text
+
+
+def test_the_card_says_what_was_done_and_how_to_run_it():
+    given = parts()
+    given["model"] |= {"base_model": "maker/Tiny-30", "license": "apache-2.0"}
+    given["warnings"] = ["the source is under 8 bits"]
+    card = render_card(build_report(**given))
+    front, body = card.split("---\n", 2)[1:]
+    assert 'base_model: "maker/Tiny-30"' in front
+    assert 'license: "apache-2.0"' in front
+    assert "- gguf" in front
+    assert "Blocks 12-17 (6 of 30) of `models/Tiny-30.gguf`" in body
+    assert "24 are left" in body
+    assert "Blocks changed (ids of the dense model): 11, 18." in body
+    assert 'llama-cli -m gguf/tiny-healed.gguf -p "The capital of France is" -n 64' in body
+    assert 'Llama(model_path="gguf/tiny-healed.gguf"' in body
+    assert "    clp-edge compress --target gguf-q4\n" in body
+    assert "its licence, apache-2.0, applies to this model too" in body
+    assert "- the source is under 8 bits" in body
+
+
+def test_the_card_owns_up_to_what_it_does_not_know():
+    given = parts()
+    given["heal"] = None
+    card = render_card(build_report(**given))
+    assert "base_model:" not in card
+    assert "state no licence" in card
+    assert "It was not healed" in card
+
+
+def test_blocks_are_named_as_people_read_them():
+    one = [{"first": 4, "last": 4}]
+    assert write.blocks(one, [4], 12) == "Block 4 (1 of 12)"
+    two = [{"first": 3, "last": 5}, {"first": 9, "last": 9}]
+    assert write.blocks(two, [3, 4, 5, 9], 12) == "Blocks 3-5 and 9 (4 of 12)"
+    assert write.blocks([], [1, 7, 2, 9], 12) == "Blocks 1-2, 7 and 9 (4 of 12)"
+
+
+def test_figures_keep_their_units_apart_and_their_places():
+    assert (write.mib(92_500_000), write.megabytes(92_500_000)) == ("88.2 MiB", "92.5 MB")
+    assert [write.number(v) for v in (0.000312, 0.75, 14.2, 163.0, 1234.5, 0.0)] == [
+        "0.000312",
+        "0.750",
+        "14.2",
+        "163",
+        "1,234",
+        "0",
+    ]
+    assert [write.perplexity(v) for v in (7.123, 42.81, 1400.4)] == ["7.12", "42.8", "1,400"]
+    assert write.table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |"
+    assert write.interval({"median": 5.0, "low": 5.0, "high": 5.0, "n": 1}) == "5.0 (n 1)"

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from clp_edge.report import build_report
+from tests.report.sample import artifact, parts, quality, ratio
+
+
+def said(**changes) -> str:
+    """The verdict of the sample after `changes` to its parts."""
+    given = parts()
+    if "decode" in changes:
+        given["bench"]["speedup"][0]["decode"] = changes.pop("decode")
+    given["quality"] |= changes.pop("quality", {})
+    given["artifacts"] += changes.pop("artifacts", [])
+    return build_report(**given | changes)["verdict"]
+
+
+def test_the_plain_case_in_one_sentence():
+    assert said() == (
+        "Blocks 12-17 (6 of 30) are gone: decode is 1.16x faster (1.12 to 1.20, n 5; "
+        "the bytes saved allow 1.15x), perplexity 23.1 -> 29.8 (1.29x); at equal size a harder "
+        "quantization of the dense model was not measured."
+    )
+
+
+def test_an_interval_that_holds_one_is_not_faster():
+    text = said(decode=ratio(1.04, 0.97, 1.09, 1.15))
+    assert (
+        "decode is not measurably faster (1.04x, 0.97 to 1.09, n 5; the bytes saved allow" in text
+    )
+    assert "decode is not measurably faster" in said(decode=ratio(1.05, 1.0, 1.09, 1.15))
+    assert "1.05x faster" in said(decode=ratio(1.05, 1.01, 1.09, 1.15))
+
+
+def test_slower_is_called_slower():
+    assert "decode is slower, 0.93x of the dense speed" in said(decode=ratio(0.93, 0.9, 0.97, 1.1))
+
+
+def test_pitfall_21_more_than_the_bytes_saved_is_suspect():
+    assert "more than the bytes saved explain" in said(decode=ratio(1.4, 1.35, 1.45, 1.15))
+    assert "more than the bytes saved" not in said(decode=ratio(1.18, 1.12, 1.24, 1.15))
+
+
+def test_a_single_round_proves_nothing():
+    given = parts()
+    given["bench"]["speedup"][0]["n"] = 1
+    assert "in a single round, which proves nothing" in build_report(**given)["verdict"]
+
+
+def test_a_heavy_loss_is_called_heavy():
+    assert "23.1 -> 46.1 (2.00x);" in said(quality={"tiny-healed": quality(46.1, 0.9, 0.5)})
+    text = said(quality={"tiny-healed": quality(52.0, 0.9, 0.5)})
+    assert "perplexity 23.1 -> 52.0 (2.25x), a heavy loss of quality" in text
+
+
+def test_what_was_not_measured_is_said():
+    text = said(bench=None)
+    assert "the speed was not measured, perplexity 23.1 -> 29.8" in text
+    text = said(quality={"tiny-healed": quality(None, 0.3, 0.7)})
+    assert "perplexity before quantization 20.0 -> 26.0 (1.30x)" in text
+    nothing = build_report(**parts() | {"quality": {}, "bench": None})["verdict"]
+    assert "the loss of quality was not measured" in nothing
+
+
+def test_pitfall_23_a_dense_file_of_equal_size_is_the_rival():
+    rival = artifact("tiny-q3", "dense", 84 * 2**20, target="gguf-q3_k_m")
+    better = said(artifacts=[rival], quality={"tiny-q3": quality(25.0, 0.2, 0.8)})
+    assert better.endswith(
+        "at equal size the dense model as gguf-q3_k_m is better (perplexity 25.0 in 84.0 MiB)."
+    )
+    worse = said(artifacts=[rival], quality={"tiny-q3": quality(31.0, 0.4, 0.7)})
+    assert "as gguf-q3_k_m is no better (perplexity 31.0" in worse
+    # Larger than the pruned file, or never evaluated: no rival.
+    large = artifact("tiny-q3", "dense", 90 * 2**20, target="gguf-q3_k_m")
+    assert "was not measured" in said(artifacts=[large], quality={"tiny-q3": quality(25.0, 0.2, 1)})
+    assert "was not measured" in said(artifacts=[rival])
+
+
+def test_an_unverified_file_and_an_uncut_model_are_named():
+    given = parts()
+    given["artifacts"][1]["verified"] = False
+    assert build_report(**given)["verdict"].endswith("; tiny-healed did not pass verification.")
+    assert build_report(**parts() | {"search": None})["verdict"].startswith("No block was cut: ")
