@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -52,7 +54,7 @@ def shared_data() -> Path:
     return folder
 
 
-def byte_level_tokenizer(vocabulary: int = 384):
+def byte_level_tokenizer(vocabulary: int = 384) -> Any:
     """A byte-level BPE with single digits (SmolLM2's kind), trained on a few words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -81,35 +83,41 @@ def byte_level_tokenizer(vocabulary: int = 384):
     )
 
 
-@pytest.fixture(scope="session")
-def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama (hidden 256, 8 blocks) and its tokenizer, saved as a Hugging Face folder."""
+def save_tiny_llama(folder: Path, *, blocks: int, **changes: Any) -> Path:
+    """A random Llama and its tokenizer, saved as a plain Hugging Face folder."""
     from tests.tiny import tiny_model
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     tokenizer = byte_level_tokenizer()
     model = tiny_model(
         "llama",
-        blocks=8,
+        blocks=blocks,
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        max_position_embeddings=1024,
+        **{"max_position_embeddings": 1024, **changes},
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-@pytest.fixture
-def words_file(tmp_path: Path) -> Path:
-    """A text file long enough to calibrate or to measure a tiny model with (about 60 kB)."""
+def write_words(path: Path, *, seed: int, paragraphs: int = 300) -> Path:
+    """A text file of random words; files of different seeds share no long run. About 60 kB."""
+    draw = random.Random(seed)
     names = WORDS.split()
-    lines = [
-        " ".join(names[(7 * line + 3 * word + line * word) % len(names)] for word in range(40))
-        for line in range(300)
-    ]
-    path = tmp_path / "words.txt"
+    lines = [" ".join(draw.choices(names, k=40)) for _ in range(paragraphs)]
     path.write_text("\n\n".join(lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama (hidden 256, 8 blocks) and its tokenizer as a Hugging Face folder."""
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama", blocks=8)
+
+
+@pytest.fixture
+def words_file(tmp_path: Path) -> Path:
+    """A text file long enough to calibrate or to measure a tiny model with."""
+    return write_words(tmp_path / "words.txt", seed=0)
