@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from clp_edge.doctor import CORE, PROBES, Answer, Diagnosis, Row, examine, run_probe
+from tests.bench.test_probes import ORIN_PROCESSOR, plant
+
+GOOD = {
+    "torch": "2.13.0+cpu",
+    "transformers": "5.23.0",
+    "safetensors": "0.6.2",
+    "numpy": "2.4.6",
+    "gguf": "0.19.0",
+    "tokenizers": "0.22.1",
+    "jinja2": "3.1.6",
+    "psutil": "7.2.2",
+    "rich": "15.0.0",
+    "typer": "0.29.2",
+}
+ANSWERS = {
+    "torch": Answer({"version": "2.13.0+cpu", "cuda": None, "gpus": []}),
+    "onnxruntime": Answer({"version": "1.23.0", "providers": ["CPUExecutionProvider"]}),
+    "onnxruntime-genai": Answer({"version": "0.10.0"}),
+    "triton": Answer({"version": "3.5.0"}),
+}
+CODE_TO_NAME = {code: name for name, code in PROBES.items()}
+
+
+def look(
+    root: Path,
+    versions: dict[str, str] | None = None,
+    answers: dict[str, Answer] | None = None,
+    llama: tuple[bool, str] = (True, "llama-cpp-python 0.3.36, backend CPU"),
+) -> Diagnosis:
+    installed = GOOD | (versions or {})
+    heard = ANSWERS | (answers or {})
+    return examine(
+        root=root,
+        folder=root,
+        version=lambda package: installed.get(package) or None,
+        probe=lambda code: heard[CODE_TO_NAME[code]],
+        llama=lambda: llama,
+        demo=lambda: None,
+    )
+
+
+@pytest.fixture
+def orin(tmp_path) -> Path:
+    return plant(
+        tmp_path,
+        {
+            "proc/cpuinfo": "\n".join(ORIN_PROCESSOR.format(i) for i in range(6)),
+            "proc/meminfo": "MemTotal:        7802416 kB\n",
+            "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+        },
+    )
+
+
+@pytest.fixture
+def workstation(tmp_path) -> Path:
+    information = "proc/driver/nvidia/gpus/0000:01:00.0/information"
+    return plant(tmp_path, {information: "Model: \t\t NVIDIA GeForce RTX 3050\n"})
+
+
+def test_a_machine_with_the_core_is_ready_and_each_missing_extra_has_its_line(tmp_path):
+    found = look(tmp_path)
+    assert found.ready
+    assert all(found.row(name).status == "ok" for name in GOOD)
+    assert found.row("llama-cpp-python") == Row(
+        "llama-cpp-python",
+        "missing",
+        "not installed: no GGUF can be quantized or verified",
+        "pip install llama-cpp-python",
+    )
+    assert found.row("onnxruntime").cure == "pip install onnxruntime"
+    assert found.row("onnxruntime-genai").cure == "pip install onnxruntime-genai"
+    assert found.row("demo model").cure == "pip install 'clp-edge[demo]'"
+    assert "not needed without a CUDA device" in found.row("triton").detail
+    assert found.row("cuda").status == "missing"
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "status"),
+    [
+        ("transformers", "4.56.2", "broken"),
+        ("transformers", "4.57.0", "ok"),
+        ("transformers", "6.0.0", "broken"),
+        ("transformers", "5.99.1.dev0", "ok"),
+        ("torch", "2.3.1", "broken"),
+        ("torch", "2.10.0a0+nv25.9", "ok"),
+        ("gguf", "", "missing"),
+    ],
+)
+def test_versions_are_held_against_their_range(tmp_path, package, version, status):
+    found = look(tmp_path, {package: version})
+    assert found.row(package).status == status
+    assert found.ready == (status == "ok")
+    if status != "ok" and package != "torch":
+        assert found.row(package).cure.startswith(f"pip install '{package}>=")
+
+
+def test_the_ranges_are_those_of_the_packaging():
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    declared = set(re.findall(r'"([^"]+)"', block[1]))
+    ours = set()
+    for needed in CORE:
+        line = f"{needed.package}>={'.'.join(map(str, needed.minimum))}"
+        below = needed.below and f",<{'.'.join(map(str, needed.below))}"
+        ours.add(line + (below or ""))
+    assert ours == declared
+
+
+@pytest.mark.parametrize(
+    ("name", "twins"),
+    [
+        ("onnxruntime", ("onnxruntime", "onnxruntime-gpu")),
+        ("onnxruntime-genai", ("onnxruntime-genai", "onnxruntime-genai-cuda")),
+    ],
+)
+def test_pitfall_18_both_onnx_runtimes_at_once_are_an_error(tmp_path, name, twins):
+    found = look(tmp_path, dict.fromkeys(twins, "1.20.0"))
+    row = found.row(name)
+    assert row.status == "broken"
+    assert f"{twins[0]} 1.20.0 and {twins[1]} 1.20.0 are both installed" in row.detail
+    assert row.cure == f"pip uninstall -y {twins[0]} {twins[1]} && pip install {twins[0]}"
+    assert not found.ready
+    alone = look(tmp_path, {twins[1]: "1.20.0"})
+    assert alone.row(name).status == "ok"
+    assert alone.row(name).detail.startswith(twins[1])
+
+
+def test_pitfall_18_a_listed_cuda_provider_is_no_promise(tmp_path):
+    listed = Answer({"version": "1.23.0", "providers": ["CUDAExecutionProvider"]})
+    found = look(tmp_path, {"onnxruntime-gpu": "1.23.0"}, {"onnxruntime": listed})
+    assert "not proven on this device" in found.row("onnxruntime").detail
+
+
+def test_a_library_that_does_not_run_is_broken_not_a_crash(tmp_path):
+    dead = Answer(None, "its process died of signal 11")
+    found = look(
+        tmp_path,
+        {"triton": "3.5.0", "llama-cpp-python": "0.3.36"},
+        {"torch": dead, "triton": dead},
+        llama=(False, "llama.cpp died:\n libllama.so: cannot open"),
+    )
+    for name in ("torch", "triton"):
+        assert found.row(name).status == "broken"
+        assert "signal 11" in found.row(name).detail
+    row = found.row("llama-cpp-python")
+    assert row.status == "broken"
+    assert row.detail == "0.3.36 does not run: llama.cpp died: libllama.so: cannot open"
+    assert not found.ready
+
+
+def test_on_a_jetson_the_cures_are_jetson_lines(orin):
+    found = look(orin)
+    line = found.row("llama-cpp-python").cure
+    assert line == (
+        "CUDACXX=/usr/local/cuda/bin/nvcc "
+        'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=87 -DGGML_CUDA_NO_VMM=ON" '
+        "pip install llama-cpp-python --no-binary llama-cpp-python"
+    )
+    assert "NVIDIA Jetson Orin Nano" in found.row("processor").detail
+    assert "cannot use it" in found.row("cuda").detail  # torch from PyPI does not see its GPU
+    assert found.row("cuda").status == "missing"
+    assert found.ready  # the processor still works
+    assert "JetPack" in found.row("cuda").cure
+    assert "JetPack" in found.row("onnxruntime").cure
+    plant(orin, {"proc/meminfo": "MemTotal:       31000000 kB\n"})
+    large = look(orin).row("llama-cpp-python").cure
+    assert "-DCMAKE_CUDA_ARCHITECTURES=87" in large
+    assert "NO_VMM" not in large
+
+
+def test_with_a_gpu_a_processor_build_is_told_how_to_use_it(workstation):
+    gpu = Answer({"version": "2.13", "cuda": "13.0", "gpus": ["NVIDIA GeForce RTX 3050 (sm_86)"]})
+    versions = {"llama-cpp-python": "0.3.36"}
+    found = look(workstation, versions, {"torch": gpu})
+    assert found.row("cuda").detail == "NVIDIA GeForce RTX 3050 (sm_86), torch for CUDA 13.0"
+    row = found.row("llama-cpp-python")
+    assert row.status == "ok"
+    assert "the GPU is not used" in row.detail
+    assert '"-DGGML_CUDA=on"' in row.cure
+    built = look(workstation, versions, {"torch": gpu}, llama=(True, "0.3.36, backend CUDA"))
+    assert built.row("llama-cpp-python").cure == ""
+    assert found.row("triton").cure == "pip install 'clp-edge[kernels]'"
+
+
+def test_a_gpu_that_only_torch_sees_counts(tmp_path):
+    gpu = Answer({"version": "2.13", "cuda": "13.0", "gpus": ["NVIDIA H100 (sm_90)"]})
+    found = look(tmp_path, answers={"torch": gpu})
+    assert found.row("onnxruntime").cure == "pip install onnxruntime-gpu"
+    assert "-DGGML_CUDA=on" in found.row("llama-cpp-python").cure
+
+
+def test_little_memory_is_said(tmp_path):
+    plant(tmp_path, {"proc/meminfo": "MemTotal:  2000000 kB\n"})
+    row = look(tmp_path).row("memory")
+    assert row.status == "missing"
+    assert "--preset quick" in row.cure
+
+
+def test_children_answer_die_and_fail_in_their_own_words():
+    assert run_probe("print('noise'); print('{\"version\": \"1\"}')").found == {"version": "1"}
+    assert run_probe("import os; os.abort()").reason == "its process died of signal 6"
+    assert (
+        run_probe("raise ImportError('libcudart.so.12')").reason == "ImportError: libcudart.so.12"
+    )
+    assert run_probe("pass").reason == "exit code 0"
+    assert "answered 'hello'" in run_probe("print('hello')").reason
+
+
+def test_a_child_that_hangs_is_stopped(monkeypatch):
+    monkeypatch.setattr("clp_edge.doctor.CHILD_TIMEOUT_S", 0.3)
+    start = time.monotonic()
+    assert "no answer" in run_probe("import time; time.sleep(30)").reason
+    assert time.monotonic() - start < 10
+
+
+def test_this_machine_is_examined_for_real():
+    found = examine()
+    assert found.row("python").status == "ok"
+    assert found.row("torch").status == "ok"
+    assert found.row("disk").detail.endswith(str(Path.cwd()))
+    assert len({row.name for row in found.rows}) == len(found.rows)
+    assert all(row.detail and "\n" not in row.detail + row.cure for row in found.rows)
