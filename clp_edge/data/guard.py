@@ -1,0 +1,86 @@
+"""The guard between calibration and evaluation text: what was trained on is not measured on.
+
+PITFALLS 8: an evaluation sequence that shares a run of 200 characters with the calibration text, or
+more than 2 % of its 60-character shingles (taken at every offset), is a leak. Stock phrases are
+shorter and rarer than that, and stay. Shingles are compared by a 64-bit rolling hash, computed for
+all offsets at once: with c_j a random number for the character at j and p odd, all modulo 2^64,
+
+    prefix_i = Σ_{j<i} c_j p^j,   hash(i) = (prefix_{i+w} − prefix_i) · p^{−i}.
+
+>>> leaked(["x" * 10 + "the very same words " * 20], ["the very same words " * 30])
+[True]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+RUN = 200
+SHINGLE = 60
+SHARE = 0.02
+BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
+INVERSE = pow(BASE, -1, 1 << 64)
+BOUNDARY = "\0"  # between texts: no run crosses it
+
+
+def leaked(sequences: Sequence[str], calibration: Sequence[str]) -> list[bool]:
+    """Whether each sequence shares a 200-character run, or over 2 % of its shingles."""
+    if not sequences:
+        return []
+    known = BOUNDARY.join(calibration)
+    joined = BOUNDARY.join(sequences)
+    lengths = np.array([len(text) for text in sequences], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths[:-1] + 1)])
+    shingles = _shared(joined, known, SHINGLE)
+    runs = _shared(joined, known, RUN)
+    result = []
+    for start, length in zip(starts, lengths, strict=True):
+        own_runs = runs[start : start + max(0, length - RUN + 1)]
+        own = shingles[start : start + max(0, length - SHINGLE + 1)]
+        result.append(bool(own_runs.any() or (own.size and own.mean() > SHARE)))
+    return result
+
+
+def _shared(text: str, known: str, width: int) -> np.ndarray:
+    """For each offset of `text`: does its window of `width` characters occur in `known`?"""
+    windows = _window_hashes(text, width)
+    if windows.size == 0:
+        return np.zeros(0, dtype=bool)
+    table = np.sort(_window_hashes(known, width))
+    if table.size == 0:
+        return np.zeros(windows.size, dtype=bool)
+    # sorted needles walk the table in order, which its cache likes
+    order = np.argsort(windows)
+    sorted_windows = windows[order]
+    places = np.minimum(np.searchsorted(table, sorted_windows), table.size - 1)
+    shared = np.empty(windows.size, dtype=bool)
+    shared[order] = table[places] == sorted_windows
+    return shared
+
+
+def _window_hashes(text: str, width: int) -> np.ndarray:
+    """uint64 hash of every window of `width` characters; empty for a shorter text."""
+    count = len(text) - width + 1
+    if count <= 0:
+        return np.zeros(0, dtype=np.uint64)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    prefix = np.zeros(len(points) + 1, dtype=np.uint64)
+    np.cumsum(_mix(points.astype(np.uint64)) * _powers(BASE, len(points)), out=prefix[1:])
+    return (prefix[width:] - prefix[:-width]) * _powers(INVERSE, count)
+
+
+def _powers(base: int, count: int) -> np.ndarray:
+    """1, base, base², … modulo 2^64."""
+    factors = np.full(count, base, dtype=np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors, dtype=np.uint64)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """A fixed random-looking 64-bit number for each code point (the splitmix64 finalizer)."""
+    x = values + np.uint64(BASE)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,192 @@
+"""Calibration text that the model writes itself: no data needed, any language, works offline.
+
+Each sequence starts with the BOS (by the model's own rule) and a random ordinary token, and goes on
+by sampling from the model at temperature 1: its own distribution is what the cut model must keep
+(after data-free quantization, LLM-QAT, arXiv 2305.17888). Ends of text and other special tokens are
+banned, so all sequences have equal length. Text of the user's own field is better where there is
+some.
+
+>>> write_own_text(model, tokenizer, sequences=64, length=256, seed=0).fit.shape  # doctest: +SKIP
+torch.Size([52, 256])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clp_edge.data.calibration import Calibration, split_sequences
+from clp_edge.data.packing import follows_bos
+from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.progress import Progress, silent
+
+VERSION = 1  # goes into the cache's key: raise it when the way of writing changes
+UNUSED = re.compile(r"^[<\[]\|?(unused|reserved|pad|extra_id|dummy|placeholder)", re.I)
+REPLACEMENT = "\ufffd"  # what half a character decodes to
+
+
+def write_own_text(
+    model: Any,
+    tokenizer: Any,
+    *,
+    sequences: int,
+    length: int,
+    seed: int,
+    batch: int = 32,
+    progress: Progress = silent,
+    temperature: float = 1.0,
+    cache_dir: Path | None = None,
+    fingerprint: str | None = None,
+) -> Calibration:
+    """Let the model write `sequences` sequences of `length` tokens; each is a document of its own.
+
+    The result depends on the model, seed, sizes, batch and temperature. With a `cache_dir` and the
+    model's `fingerprint` it is kept there and read back. Raises UsageError for sizes that cannot
+    be, ClpEdgeError where the model's logits are not finite.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if sequences < 3 or length < 4 or batch < 1 or temperature <= 0:
+        raise UsageError(
+            f"cannot write {sequences} sequences of {length} tokens (batch {batch}, temperature "
+            f"{temperature})",
+            "use at least 3 sequences of 4 tokens, a batch of 1 and a temperature above 0",
+        )
+    if isinstance(limit, int) and length > limit:
+        raise UsageError(
+            f"sequences of {length} tokens exceed the model's context of {limit}",
+            f"use at most {limit}",
+        )
+    path = key = None
+    if cache_dir is not None and fingerprint is not None:
+        parts = (VERSION, fingerprint, sequences, length, seed, batch, temperature)
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()
+        path = Path(cache_dir) / f"own-text-{key[:16]}.safetensors"
+    ids = None if path is None else _read_cache(path, str(key), (sequences, length))
+    if ids is None:
+        ids = _write(model, tokenizer, sequences, length, seed, batch, temperature, progress)
+        if path is not None:
+            _write_cache(path, str(key), ids)
+    skip = int(follows_bos(tokenizer) is not None)
+    texts = tokenizer.batch_decode(
+        ids[:, skip:], skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return split_sequences(
+        ids,
+        texts,
+        origin=f"written by the model itself ({sequences} x {length} tokens, seed {seed})",
+        sha256=hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+        seed=seed,
+    )
+
+
+def banned_ids(tokenizer: Any, vocabulary: int) -> Tensor:
+    """(vocabulary,) bool: special, unused and padding ids, which ordinary text never holds."""
+    banned = torch.zeros(vocabulary, dtype=torch.bool)
+    known = min(vocabulary, len(tokenizer))
+    banned[known:] = True
+    special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    special.update(i for i in tokenizer.all_special_ids if i is not None)
+    for index, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(known)))):
+        if index in special or token is None or UNUSED.match(str(token)):
+            banned[index] = True
+    return banned
+
+
+@torch.no_grad()
+def _write(
+    model: Any,
+    tokenizer: Any,
+    sequences: int,
+    length: int,
+    seed: int,
+    batch: int,
+    temperature: float,
+    progress: Progress,
+) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows = model.get_input_embeddings().weight.shape[0]
+    banned = banned_ids(tokenizer, rows)
+    starts = _first_tokens(tokenizer, banned, sequences, generator)
+    bos = follows_bos(tokenizer)
+    written = []
+    for first in range(0, sequences, batch):
+        ids = starts[first : first + batch, None]
+        if bos is not None:
+            ids = torch.cat([torch.full_like(ids, bos), ids], dim=1)
+        step, cache = ids, None
+        while ids.shape[1] < length:
+            out = model(step.to(model.device), past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            step = _sample(out.logits[:, -1], banned, temperature, generator)
+            ids = torch.cat([ids, step], dim=1)
+            done = first * length + ids.numel()
+            progress(done, sequences * length, "the model writes its calibration text")
+        written.append(ids)
+    return torch.cat(written)
+
+
+def _sample(logits: Tensor, banned: Tensor, temperature: float, generator: Any) -> Tensor:
+    """(batch, 1) ids drawn from softmax(logits / temperature) without the banned ones."""
+    scores = logits.float().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        raise ClpEdgeError(
+            "the model's logits are not finite, so it cannot write text",
+            "load it in float32, or give text with --calibration",
+        )
+    size = scores.shape[1]
+    mask = banned[:size]
+    if size > len(mask):  # a head wider than the embedding
+        mask = torch.cat([mask, torch.ones(size - len(mask), dtype=torch.bool)])
+    scores = (scores / temperature).masked_fill(mask, -torch.inf)
+    return torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=generator)
+
+
+def _first_tokens(tokenizer: Any, banned: Tensor, count: int, generator: Any) -> Tensor:
+    """(count,) random ordinary ids, each of which is readable text by itself."""
+    allowed = torch.nonzero(~banned).flatten()
+    if len(allowed) == 0:
+        raise ClpEdgeError("the tokenizer has no ordinary token", "give text with --calibration")
+    chosen: list[int] = []
+    for _ in range(100 * count):
+        index = int(allowed[torch.randint(len(allowed), (1,), generator=generator)])
+        text = tokenizer.decode([index], clean_up_tokenization_spaces=False)
+        if text.strip() and REPLACEMENT not in text:
+            chosen.append(index)
+            if len(chosen) == count:
+                return torch.tensor(chosen, dtype=torch.int64)
+    raise ClpEdgeError(
+        "the tokenizer has hardly a token that is text by itself", "give text with --calibration"
+    )
+
+
+def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            ids = file.get_tensor("ids")
+    except (SafetensorError, OSError):  # damaged: write it anew
+        return None
+    return ids if tuple(ids.shape) == shape and ids.dtype == torch.int64 else None
+
+
+def _write_cache(path: Path, key: str, ids: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file({"ids": ids.contiguous()}, temporary, metadata={"key": key})
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

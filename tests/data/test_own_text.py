@@ -1,0 +1,157 @@
+"""Text that the model writes itself: seeded, of equal length, without special tokens, cached."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clp_edge.data import evaluation_text, write_own_text
+from clp_edge.data.documents import documents_from_texts
+from clp_edge.data.own_text import banned_ids
+from clp_edge.errors import ClpEdgeError, UsageError
+from tests.data.test_packing import with_rule
+from tests.models.tiny_gguf import byte_level_tokenizer, tiny_llama
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_level_tokenizer()
+
+
+def all_ids(calibration) -> torch.Tensor:
+    rows = torch.cat([calibration.fit, calibration.select, calibration.report])
+    return rows[rows[:, 0].argsort(stable=True)]
+
+
+def test_the_seed_decides(model, tokenizer):
+    sizes = {"sequences": 20, "length": 12, "batch": 8}
+    first = write_own_text(model, tokenizer, seed=0, **sizes)
+    assert [len(part) for part in (first.fit, first.select, first.report)] == [16, 2, 2]
+    assert first.length == 12
+    again = write_own_text(model, tokenizer, seed=0, **sizes)
+    assert torch.equal(first.fit, again.fit)
+    assert torch.equal(first.report, again.report)
+    assert first.sha256 == again.sha256
+    other = write_own_text(model, tokenizer, seed=1, **sizes)
+    assert other.sha256 != first.sha256
+    assert not torch.equal(other.fit, first.fit)
+
+
+def test_cold_sampling_is_greedy_decoding_of_the_whole_sequence(model, tokenizer):
+    """Through the cache or not, each token must be the model's own most likely ordinary one."""
+    calibration = write_own_text(
+        model, tokenizer, sequences=6, length=10, seed=3, batch=4, temperature=1e-4
+    )
+    ids = all_ids(calibration)
+    logits = model(ids).logits.masked_fill(banned_ids(tokenizer, 320), -torch.inf)
+    assert torch.equal(logits[:, :-1].argmax(dim=-1), ids[:, 1:])
+
+
+def test_sampling_follows_the_models_distribution(model, tokenizer):
+    calibration = write_own_text(model, tokenizer, sequences=600, length=4, seed=0, batch=200)
+    ids = all_ids(calibration)
+    logits = model(ids).logits[:, :-1].masked_fill(banned_ids(tokenizer, 320), -torch.inf)
+    probabilities = torch.softmax(logits, dim=-1)
+    # E[p(x)] over draws x equals the sum of p squared
+    drawn = probabilities.gather(2, ids[:, 1:, None]).mean()
+    expected = probabilities.square().sum(dim=-1).mean()
+    assert drawn == pytest.approx(float(expected), rel=0.08)
+
+
+def test_no_special_token_and_the_bos_by_rule(model, tokenizer):
+    plain = all_ids(write_own_text(model, tokenizer, sequences=30, length=12, seed=0))
+    assert int(plain.min()) > 2  # 0, 1 and 2 are the special ones
+    ruled = with_rule(["<|im_start|>", "$A"])
+    calibration = write_own_text(model, ruled, sequences=30, length=12, seed=0)
+    ids = all_ids(calibration)
+    assert ids.shape == (30, 12)
+    assert (ids[:, 0] == 1).all()
+    assert int(ids[:, 1:].min()) > 2
+    assert "<|im_start|>" not in calibration.texts[0]
+    assert calibration.fit_texts[0] == ruled.decode(calibration.fit[0, 1:].tolist())
+    assert len(set(ids[:, 1].tolist())) > 10  # the first tokens are random
+
+
+def test_unused_and_padded_ids_are_banned(tokenizer):
+    class Padded:
+        def __init__(self):
+            self.added_tokens_decoder = {}
+            self.all_special_ids = [0]
+
+        def __len__(self):
+            return 6
+
+        def convert_ids_to_tokens(self, ids):
+            return ["</s>", "word", "<unused7>", "[PAD151]", "<|reserved_special_token_0|>", "[x"]
+
+    assert banned_ids(Padded(), 8).tolist() == [True, False, True, True, True, False, True, True]
+    assert banned_ids(tokenizer, 320).nonzero().flatten().tolist() == [0, 1, 2]
+
+
+def test_the_cache_is_used_and_keyed(model, tokenizer, tmp_path):
+    calls = []
+    arguments = {
+        "sequences": 6,
+        "length": 8,
+        "seed": 0,
+        "cache_dir": tmp_path / "cache",
+        "progress": lambda done, total, note="": calls.append((done, total)),
+    }
+    first = write_own_text(model, tokenizer, fingerprint="model-a", **arguments)
+    assert calls[-1] == (48, 48)
+    assert calls == sorted(calls)
+    calls.clear()
+    again = write_own_text(model, tokenizer, fingerprint="model-a", **arguments)
+    assert calls == []
+    assert torch.equal(first.fit, again.fit)
+    assert first.texts == again.texts
+    write_own_text(model, tokenizer, fingerprint="model-b", **arguments)
+    assert calls
+    (cached,) = [
+        p for p in (tmp_path / "cache").iterdir() if p.stat().st_mtime_ns == _oldest(tmp_path)
+    ]
+    cached.write_bytes(b"damaged")
+    calls.clear()
+    repaired = write_own_text(model, tokenizer, fingerprint="model-a", **arguments)
+    assert calls
+    assert torch.equal(first.fit, repaired.fit)
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def _oldest(tmp_path) -> int:
+    return min(p.stat().st_mtime_ns for p in (tmp_path / "cache").iterdir())
+
+
+def test_ids_can_be_trained_on(model, tokenizer):
+    ids = write_own_text(model, tokenizer, sequences=3, length=6, seed=0).fit
+    embedding = torch.nn.Embedding(320, 4)
+    embedding(ids).sum().backward()  # an inference-mode tensor would raise here
+    assert float(embedding.weight.grad.sum()) == ids.numel() * 4
+
+
+def test_pitfall_8_own_text_is_guarded_too(model, tokenizer):
+    calibration = write_own_text(model, tokenizer, sequences=10, length=256, seed=0)
+    text = "\n\n".join(calibration.fit_texts[:4])
+    with pytest.raises(ClpEdgeError, match="written by the model itself"):
+        evaluation_text(
+            documents_from_texts([text], "stolen"), tokenizer, length=128, against=calibration
+        )
+
+
+def test_bad_sizes_and_broken_models(tokenizer):
+    model = tiny_llama()
+    with pytest.raises(UsageError, match="exceed the model's context of 512"):
+        write_own_text(model, tokenizer, sequences=4, length=513, seed=0)
+    with pytest.raises(UsageError, match="cannot write 2 sequences"):
+        write_own_text(model, tokenizer, sequences=2, length=8, seed=0)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ClpEdgeError, match="logits are not finite"):
+        write_own_text(model, tokenizer, sequences=4, length=8, seed=0)
