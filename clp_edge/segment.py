@@ -53,7 +53,7 @@ class Segment:
         return range(self.first, self.last + 1)
 
     def endpoints(self, total: int) -> tuple[int, ...]:
-        """Ids (of the dense model) of the blocks beside the cut: first-1 and last+1, where present."""
+        """Ids (dense) of the blocks beside the cut: first-1 and last+1, where present."""
         return tuple(i for i in (self.first - 1, self.last + 1) if 0 <= i < total)
 
     def describe(self, total: int) -> str:

@@ -208,8 +208,8 @@ def _refit_refusal(body: Anatomy, segment: Segment) -> str | None:
         return "no refit: the cut begins at block 0, and there is no block before it"
     if body.family.norm_after_mlp:
         return (
-            f"no refit: in {body.family.model_type} a norm stands between the MLP's last matrix and "
-            "the residual stream, so the closed form does not apply"
+            f"no refit: in {body.family.model_type} a norm stands between the MLP's last matrix "
+            "and the residual stream, so the closed form does not apply"
         )
     return None
 

@@ -59,7 +59,7 @@ def collect_tail(
     progress: Progress = silent,
     note: str = "dense pass",
 ) -> TailInputs:
-    """Run the dense model over ids (sequences, tokens) and keep the tail's input and the teacher."""
+    """Run the dense model over ids (sequences, tokens); keep the tail's input and the teacher."""
     total = len(body)
     begin = tail_blocks(segment, total)[0]
     entries: list[Tensor] = []

@@ -91,7 +91,7 @@ def tune(
         nn.utils.clip_grad_norm_(parameters, settings.clip)
         optimizer.step()
         spent += time.perf_counter() - began
-        progress(step + 1, settings.steps, f"tuning, KL {float(loss):.3f}")
+        progress(step + 1, settings.steps, f"tuning, KL {float(loss.detach()):.3f}")
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             kl = tail_kl(body, select, run, batch=batch)
             points.append(TuningPoint(step + 1, kl))

@@ -42,7 +42,7 @@ class RefitSums:
     tokens: int = 0
 
     def add(self, inner: Tensor, at_cut: Tensor, target: Tensor) -> None:
-        """One batch, flat over tokens: m (tokens, intermediate), h_s and h_{s+n} (tokens, hidden)."""
+        """One batch, flat: m (tokens, intermediate), h_s and h_{s+n} (tokens, hidden)."""
         m, goal = inner.double(), target.double()
         e = goal - at_cut.double()
         weight = 1.0 / goal.square().sum(dim=-1, keepdim=True).clamp_min(1e-30)
@@ -64,7 +64,7 @@ class RefitSums:
         return self.multiplier * torch.cholesky_solve(self.cross.T, factor).T
 
     def explained(self, change: Tensor) -> float:
-        """R²: the share of the weighted gap that this change closes on the text it was fitted on."""
+        """R²: the share of the weighted gap that this change closes on the fitted text."""
         if self.gram is None or self.cross is None or self.gap == 0.0:
             return 0.0
         r = self.multiplier

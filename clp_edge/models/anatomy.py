@@ -167,7 +167,7 @@ class Anatomy:
 
     @contextmanager
     def gated(self, gates: Tensor | Sequence[float]) -> Iterator[None]:
-        """While open, block i runs with gate g_i on both branches (L values; may need gradients)."""
+        """While open, block i runs with gate g_i on both branches (L values, gradients kept)."""
         if len(gates) != len(self.blocks):
             raise ValueError(f"{len(gates)} gates for {len(self.blocks)} blocks")
         handles = []

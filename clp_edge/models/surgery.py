@@ -26,7 +26,7 @@ _LEADING_COUNTS = ("max_window_layers",)
 
 
 def check_blocks(dropped: Iterable[int], total: int) -> tuple[int, ...]:
-    """The ids to drop, sorted. Raises UsageError where they cannot be dropped from `total` blocks."""
+    """The ids to drop, sorted. Raises UsageError where `total` blocks cannot spare them."""
     ids = tuple(sorted(set(dropped)))
     if not ids:
         raise UsageError("no block to drop was named", "give --blocks FIRST-LAST")

@@ -1,6 +1,6 @@
-"""What a method costs, in forward equivalents: FLOPs over those of one dense forward, head included.
+"""What a method costs, in forward equivalents: FLOPs over those of one dense forward.
 
-A backward that needs activations' gradients only counts as one forward. Costs of two methods are
+The head is included. A backward that needs activations' gradients only counts as one forward. Costs of two methods are
 compared at equal tokens. The closed form for the oracle, plus the dense pass that stores its
 inputs: [sum_s (L-s-n)·c_block + (L-n+1)·c_head] / (L·c_block + c_head) + 1.
 """
@@ -28,7 +28,7 @@ class Cost:
         return self.blocks * self.block + self.head
 
     def windows(self, segments: Sequence[Segment]) -> float:
-        """Scoring these windows from stored inputs, the teacher's head once; without the dense pass."""
+        """Scoring these windows from stored inputs, the teacher's head once; no dense pass."""
         blocks = sum(self.blocks - segment.last - 1 for segment in segments)
         return (blocks * self.block + (len(segments) + 1) * self.head) / self.forward
 

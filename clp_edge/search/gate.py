@@ -63,11 +63,11 @@ class GateSettings:
 
     rounds: int = 3
     """halvings of the starts"""
-    steps: int = 6
+    steps: int = 4
     """steps of every start in a round"""
     tokens: int = 512
     """tokens of one step"""
-    spacing: int = 3
+    spacing: int = 4
     """blocks between two starts of the even grid"""
     learning_rate: float = 0.4
     """of Adam on s, in blocks"""
@@ -206,15 +206,15 @@ def _step(
     descent.optimizer.step()
     with torch.no_grad():
         descent.start.clamp_(float(starts[0]), float(starts[-1]))
-    descent.path.append(float(descent.start))
-    descent.losses.append(float(loss))
+    descent.path.append(float(descent.start.detach()))
+    descent.losses.append(float(loss.detach()))
     return 2.0 * cost.tail(first)
 
 
 def _nearest(
     descent: Descent, count: int, starts: range, allowed: Callable[[Segment], bool]
 ) -> Segment:
-    at = float(descent.start)
+    at = float(descent.start.detach())
     possible = [Segment.from_start(s, count) for s in starts]
     return min((p for p in possible if allowed(p)), key=lambda segment: abs(segment.first - at))
 

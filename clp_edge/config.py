@@ -1,0 +1,216 @@
+"""What a run is asked to do: one frozen dataclass per stage, checked when made.
+
+Messages name the flags. `PRESETS` is the one table that says what each preset means. The resolved
+configuration is saved beside the result (`clp_edge.json`). Nothing here imports torch.
+
+>>> CutConfig(prune=0.2).count(30)
+6
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from clp_edge.errors import UsageError
+from clp_edge.segment import Segment
+
+DEFAULT_PRUNE = 0.2
+SEQUENCE_LENGTH = 256
+EVALUATION_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much work each stage does."""
+
+    calibration_sequences: int
+    search_tokens: int
+    tuning_steps: int
+    evaluation_sequences: int
+    bench_rounds: int
+
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset(40, 1_024, 24, 8, 5),
+    "balanced": Preset(112, 2_048, 80, 32, 8),
+    "best": Preset(480, 8_192, 480, 64, 15),
+}
+
+
+def choose(flag: str, value: str, allowed: tuple[str, ...]) -> str:
+    """The value, or a UsageError that names the flag and the nearest allowed one."""
+    if value in allowed:
+        return value
+    near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"unknown value {value!r} of {flag}", f"{hint}choose {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """How much goes: a share, a number of blocks, or the very blocks."""
+
+    prune: float | None = None
+    drop_blocks: int | None = None
+    blocks: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [
+            name
+            for name, value in (
+                ("--prune", self.prune),
+                ("--drop-blocks", self.drop_blocks),
+                ("--blocks", self.blocks),
+            )
+            if value is not None
+        ]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} exclude each other", "give one of them")
+        if self.prune is not None and not 0.0 < self.prune < 1.0:
+            raise UsageError(
+                f"--prune {self.prune:g} is not between 0 and 1",
+                "give the share of blocks to drop, such as 0.2",
+            )
+        if self.drop_blocks is not None and self.drop_blocks < 1:
+            raise UsageError(
+                f"--drop-blocks {self.drop_blocks} drops nothing", "give a number of at least 1"
+            )
+        if self.blocks is not None:
+            Segment.parse(self.blocks)
+
+    @property
+    def segment(self) -> Segment | None:
+        """The blocks named by hand, or None."""
+        return Segment.parse(self.blocks) if self.blocks is not None else None
+
+    def count(self, total: int) -> int:
+        """How many of `total` blocks go. Raises UsageError where fewer than two would stay."""
+        if self.segment is not None:
+            if self.segment.last >= total:
+                raise UsageError(
+                    f"--blocks {self.segment}: the model has blocks 0-{total - 1}",
+                    "give FIRST-LAST inside that range",
+                )
+            count = self.segment.count
+        elif self.drop_blocks is not None:
+            count = self.drop_blocks
+        else:
+            share = DEFAULT_PRUNE if self.prune is None else self.prune
+            count = max(1, round(share * total))
+        if total - count < 2:
+            raise UsageError(
+                f"dropping {count} of {total} blocks leaves {max(0, total - count)}",
+                f"at least 2 blocks must stay: drop {max(0, total - 2)} at most",
+            )
+        return count
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """The text that search and healing see; `spec` None: the model writes it itself."""
+
+    spec: str | None = None
+    sequences: int = PRESETS["balanced"].calibration_sequences
+    length: int = SEQUENCE_LENGTH
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How the segment is found."""
+
+    method: str = "auto"
+    tokens: int = PRESETS["balanced"].search_tokens
+
+    def __post_init__(self) -> None:
+        choose("--search", self.method, ("auto", "gate", "exact"))
+
+
+@dataclass(frozen=True)
+class HealConfig:
+    """How the cut is mended."""
+
+    rungs: str = "endpoints"
+    steps: int = PRESETS["balanced"].tuning_steps
+
+    def __post_init__(self) -> None:
+        choose("--heal", self.rungs, ("none", "refit", "endpoints"))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on; `text` None: the held-back part of the calibration text."""
+
+    text: str | None = None
+    sequences: int | Literal["all"] = PRESETS["balanced"].evaluation_sequences
+    length: int = EVALUATION_LENGTH
+
+    @classmethod
+    def with_tokens(cls, text: str | None, tokens: str | None, sequences: int) -> EvaluationConfig:
+        """From --eval-tokens N|all; N is rounded up to whole sequences."""
+        if tokens is None:
+            return cls(text, sequences)
+        if tokens == "all":
+            return cls(text, "all")
+        if not tokens.isdigit() or int(tokens) < 1:
+            raise UsageError(
+                f"--eval-tokens {tokens!r} is not a number of tokens", "give a number, or all"
+            )
+        return cls(text, -(-int(tokens) // EVALUATION_LENGTH))
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """How speed is measured; `wanted` False leaves it out."""
+
+    wanted: bool = True
+    rounds: int = PRESETS["balanced"].bench_rounds
+    prompt: int = 512
+    generate: int = 128
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """Everything `clp-edge compress` needs to know."""
+
+    model: str | None = None
+    targets: tuple[str, ...] = ("gguf-q4",)
+    cut: CutConfig = field(default_factory=CutConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    heal: HealConfig = field(default_factory=HealConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    out: Path | None = None
+    force: bool = False
+    resume: bool = True
+    seed: int = 0
+    threads: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    command: str = "clp-edge compress"
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UsageError("no --target was given", "give one, such as --target gguf-q4")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads} is no number of threads", "give 1 or more")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative", "give 0 or more")
+        choose("--device", self.device, ("auto", "cpu", "cuda"))
+        choose("--dtype", self.dtype, ("auto", "float32", "float16", "bfloat16"))
+
+    def as_json(self) -> dict[str, Any]:
+        """The resolved configuration as plain JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+def digest(*parts: Any) -> str:
+    """sha256 (hex) of plain values, in a canonical form."""
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

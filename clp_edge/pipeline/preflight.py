@@ -1,0 +1,257 @@
+"""Everything that can be known before any work: the plan of a run, and all that stands in its way.
+
+Problems are gathered and raised together, so that a user mends them in one go. The weights are not
+read: sizes come from the same model built without memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from clp_edge import export
+from clp_edge.config import CompressConfig
+from clp_edge.data import Documents, read_documents
+from clp_edge.errors import ClpEdgeError, PreflightError, UsageError
+from clp_edge.export.targets import Target, resolve
+from clp_edge.models.families import family_of
+from clp_edge.models.source import (
+    Source,
+    fingerprint,
+    load_config,
+    load_tokenizer,
+    locate,
+    source_warnings,
+    stored_dtype,
+    tokenizer_gguf,
+)
+from clp_edge.runtimes import default_threads, llama_cpp_available
+
+T = TypeVar("T")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class PlannedTarget:
+    """One file to write: its target and what it is predicted to weigh, dense and pruned."""
+
+    target: Target
+    dense: export.ExportPlan
+    pruned: export.ExportPlan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that may begin."""
+
+    source: Source
+    fingerprint: str
+    config: Any
+    tokenizer: Any
+    name: str
+    blocks: int
+    count: int
+    parameters: int
+    block_parameters: int
+    targets: tuple[PlannedTarget, ...]
+    documents: Documents | None
+    out: Path
+    threads: int
+    device: str
+    compute: torch.dtype
+    stored: torch.dtype
+    sequence_length: int
+    evaluation_length: int
+    memory_bytes: int
+    """predicted peak of this process"""
+    disk_bytes: int
+    """what will be written"""
+    warnings: tuple[str, ...]
+
+    @property
+    def kept_parameters(self) -> int:
+        return self.parameters - self.count * self.block_parameters
+
+
+class Problems:
+    """Collects what goes wrong instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.found: list[ClpEdgeError] = []
+
+    def add(self, problem: ClpEdgeError) -> None:
+        if str(problem) not in {str(known) for known in self.found}:
+            self.found.append(problem)
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """The work's value, or None where it met a problem, which is kept."""
+        try:
+            return work()
+        except ClpEdgeError as problem:
+            self.add(problem)
+            return None
+
+    def raise_if_any(self) -> None:
+        if self.found:
+            raise PreflightError(self.found)
+
+
+def preflight(config: CompressConfig) -> Plan:
+    """Look at everything and make the plan.
+
+    Raises PreflightError with every problem that was found.
+    """
+    problems = Problems()
+    targets = [problems.attempt(lambda name=name: resolve(name)) for name in config.targets]
+    if any(target is not None for target in targets):
+        available, reason = llama_cpp_available()
+        if not available:
+            problems.add(ClpEdgeError("llama.cpp cannot be used", reason))
+    documents = None
+    if config.calibration.spec is not None:
+        spec = config.calibration.spec
+        documents = problems.attempt(lambda: read_documents(spec))
+    if config.evaluation.text is not None:
+        text = Path(config.evaluation.text)
+        problems.attempt(lambda: read_documents(str(text), cut=False))
+    device = problems.attempt(lambda: _device(config.device))
+    source = problems.attempt(lambda: locate(config.model))
+    if source is None:
+        problems.raise_if_any()
+    assert source is not None
+    model_config = problems.attempt(lambda: load_config(source))
+    if model_config is not None:
+        problems.attempt(lambda: family_of(model_config))
+    tokenizer = problems.attempt(lambda: load_tokenizer(source))
+    problems.raise_if_any()
+
+    blocks = int(model_config.num_hidden_layers)
+    count = problems.attempt(lambda: config.cut.count(blocks))
+    if count is None:
+        problems.raise_if_any()
+    assert count is not None
+    assert device is not None
+    _check_vocabulary(problems, model_config, tokenizer)
+    limit = int(getattr(model_config, "max_position_embeddings", 0) or config.evaluation.length)
+    total, block = parameter_counts(model_config)
+    carried = tokenizer_gguf(source)
+    planned = []
+    for target in dict.fromkeys(t for t in targets if t is not None):
+        dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried)
+        pruned = export.plan(
+            model_config, tokenizer, target, tokenizer_gguf=carried, blocks=blocks - count
+        )
+        for problem in dense.problems:
+            problems.add(problem)
+        planned.append(PlannedTarget(target, dense, pruned))
+    name = f"{source.name}-clp{round(100 * count / blocks)}"
+    out = config.out if config.out is not None else Path(name)
+    stored = stored_dtype(source)
+    kept = total - count * block
+    artifacts = sum(
+        p.pruned.predicted_bytes + (p.dense.predicted_bytes if config.bench.wanted else 0)
+        for p in planned
+    )
+    # healed folder; the dense folder and both F16 files where the dense model is written too
+    copies = kept + kept + (2 * total if config.bench.wanted else 0)
+    disk = artifacts + 2 * copies
+    compute = _compute_dtype(config.dtype)
+    memory = int(1.6 * total * compute.itemsize + 0.6 * GIB)
+    _check_room(problems, out, disk, memory)
+    problems.raise_if_any()
+    notes = [note for p in planned for note in p.pruned.notes]
+    return Plan(
+        source=source,
+        fingerprint=fingerprint(source),
+        config=model_config,
+        tokenizer=tokenizer,
+        name=name,
+        blocks=blocks,
+        count=count,
+        parameters=total,
+        block_parameters=block,
+        targets=tuple(planned),
+        documents=documents,
+        out=out,
+        threads=config.threads or default_threads(),
+        device=device,
+        compute=compute,
+        stored=stored,
+        sequence_length=min(config.calibration.length, limit),
+        evaluation_length=min(config.evaluation.length, limit),
+        memory_bytes=memory,
+        disk_bytes=disk,
+        warnings=tuple(dict.fromkeys([*source_warnings(source), *notes])),
+    )
+
+
+def parameter_counts(config: Any) -> tuple[int, int]:
+    """(parameters of the model, a tied head once; parameters of one block), without any memory."""
+    from transformers import AutoModelForCausalLM
+
+    from clp_edge.models.anatomy import dissect, parameter_count
+
+    with torch.device("meta"):
+        body = dissect(AutoModelForCausalLM.from_config(config))
+    total = parameter_count(body.model)
+    if config.tie_word_embeddings and body.head_module.weight is not body.embedding.weight:
+        total -= body.head_module.weight.numel()
+    return total, sum(p.numel() for p in body.blocks[0].parameters())
+
+
+def _device(wanted: str) -> str:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device", "give --device cpu")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _compute_dtype(wanted: str) -> torch.dtype:
+    names = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    return names.get(wanted, torch.float32)
+
+
+def _check_vocabulary(problems: Problems, config: Any, tokenizer: Any) -> None:
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= int(config.vocab_size):
+        problems.add(
+            ClpEdgeError(
+                f"the tokenizer has ids up to {highest}, the model a vocabulary of "
+                f"{config.vocab_size}",
+                "the tokenizer belongs to another model: put the right tokenizer.json beside it",
+            )
+        )
+
+
+def _check_room(problems: Problems, out: Path, disk: int, memory: int) -> None:
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        problems.add(ClpEdgeError(f"{parent} cannot be written to", "choose another --out"))
+    free = shutil.disk_usage(parent).free
+    if free < disk:
+        problems.add(
+            ClpEdgeError(
+                f"the run writes about {disk / GIB:.1f} GiB and {free / GIB:.1f} GiB are free in "
+                f"{parent}",
+                "free some, choose another --out, or leave the dense files out with --no-bench",
+            )
+        )
+    available = psutil.virtual_memory().available
+    if available < memory:
+        problems.add(
+            ClpEdgeError(
+                f"the run needs about {memory / GIB:.1f} GiB of memory and "
+                f"{available / GIB:.1f} GiB are available",
+                "close other programs, or take a smaller model",
+            )
+        )
