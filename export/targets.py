@@ -36,7 +36,12 @@ class Target:
 
 
 def _gguf(
-    quantization: str, file_type: int, max_kl: float, advice: str, *extra: str, imatrix: bool = False
+    quantization: str,
+    file_type: int,
+    max_kl: float,
+    advice: str,
+    *extra: str,
+    imatrix: bool = False,
 ) -> Target:
     name = f"gguf-{quantization.lower()}"
     aliases = (quantization.lower(), *extra)

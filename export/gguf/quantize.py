@@ -45,9 +45,7 @@ def census(path: Path, target: Target) -> Census:
         parameters=parameters,
         bits_per_weight=8.0 * size / parameters,
         types={t.name: t.tensor_type.name for t in tensors},
-        fallback=tuple(
-            t.name for t in tensors if len(t.shape) > 1 and int(t.shape[0]) % need != 0
-        ),
+        fallback=tuple(t.name for t in tensors if len(t.shape) > 1 and int(t.shape[0]) % need != 0),
     )
 
 

@@ -230,7 +230,8 @@ def _vocabulary(tokenizer: Any, size: int) -> tuple[list[str], list[int]]:
     by_id = {index: token for token, index in tokenizer.get_vocab().items()}
     if by_id and max(by_id) >= size:
         raise _refuse(f"token id {max(by_id)} has no row in the embedding of {size}")
-    tokens, kinds = [], []
+    tokens: list[str] = []
+    kinds: list[int] = []
     added = tokenizer.added_tokens_decoder
     specials = set(tokenizer.all_special_ids)
     for index in range(size):

@@ -1,0 +1,91 @@
+"""What a GGUF file would be, and what stands in its way, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType
+
+from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.export.base import ExportPlan
+from clp_edge.export.gguf import families, tokenizer
+from clp_edge.export.gguf.mix import predict, stored_bytes
+from clp_edge.export.gguf.tokenizer import Entry
+from clp_edge.export.targets import Target
+
+_ALIGNMENT = 32
+_SCALAR_BYTES = 8
+
+
+def plan(
+    config: Any,
+    hf: Any,
+    target: Target,
+    *,
+    tokenizer_gguf: Path | None = None,
+    blocks: int | None = None,
+) -> ExportPlan:
+    """The plan for this model with `blocks` blocks. Never raises for an unsupported thing: it
+    lists it. Bytes are exact for F16 and Q8_0 up to a few hundred bytes of metadata, and an
+    estimate for the mixes (the quantizer decides)."""
+    problems: list[ClpEdgeError] = []
+    notes: list[str] = []
+    if target.needs_importance_matrix:
+        problems.append(UsageError(f"{target.name} needs an importance matrix, not made yet"))
+    problems += families.problems(config)
+    known = not problems
+    entries: list[Entry] = []
+    try:
+        entries = tokenizer.gguf_entries(config, hf, tokenizer_gguf)
+        notes += [] if tokenizer_gguf else tokenizer.notes(hf)
+    except ClpEdgeError as error:
+        problems.append(error)
+    size, bits, fallback = 0, 0.0, 0
+    if known:
+        changed = families.with_blocks(config, blocks)
+        notes += families.notes(changed)
+        try:
+            size, parameters, fallback = _tensor_bytes(changed, target)
+            bits = 8.0 * size / parameters
+            size += sum(_entry_bytes(entry) for entry in entries) + 4096
+        except ClpEdgeError as error:
+            problems.append(error)
+    if fallback:
+        notes.append(
+            f"{fallback} matrices have rows that {target.quantization} does not fit and take "
+            f"another type: about {bits:.2f} bits per weight"
+        )
+    return ExportPlan(target, size, bits, fallback, tuple(problems), tuple(notes))
+
+
+def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int]:
+    """(bytes with padding, parameters, matrices that fall back)."""
+    grouped = int(config.num_attention_heads) // int(config.num_key_value_heads)
+    size = parameters = fallback = 0
+    for row in families.tensors(config):
+        kind, fell = "F32", False
+        if len(row.shape) > 1:
+            kind, fell = predict(
+                target.quantization,
+                row.gguf_name,
+                row.shape[-1],
+                blocks=int(config.num_hidden_layers),
+                grouped=grouped,
+                tied=bool(config.tie_word_embeddings),
+            )
+        one = stored_bytes(kind, row.elements)
+        size += -(-one // _ALIGNMENT) * _ALIGNMENT
+        parameters += row.elements
+        fallback += fell
+    return size, parameters, fallback
+
+
+def _entry_bytes(entry: Entry) -> int:
+    """The room a metadata key takes: strings carry an 8-byte length, numbers their width."""
+    head = 8 + len(entry.key) + 4
+    if entry.kind == GGUFValueType.ARRAY:
+        strings = entry.sub_kind == GGUFValueType.STRING
+        body = sum(8 + len(v.encode()) for v in entry.value) if strings else 4 * len(entry.value)
+        return head + 12 + body
+    return head + (8 + len(entry.value.encode()) if isinstance(entry.value, str) else _SCALAR_BYTES)

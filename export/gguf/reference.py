@@ -1,0 +1,150 @@
+"""What torch says about a Hugging Face folder in float32: the truth that files are held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clp_edge.errors import ClpEdgeError
+from clp_edge.export.gguf.families import context_length
+from clp_edge.export.gguf.rope import read_rope
+from clp_edge.metrics import token_kl, top1_agreement
+
+_TEXT = """The harbour froze early that winter, and by the second week of December the ferries had \
+stopped running altogether. People walked across the ice with sledges full of flour, lamp oil and \
+letters. "How long will it hold?" the children asked, and nobody knew. In 1893 it had held for 47 \
+days; in 1911 for only 12.
+
+To measure the thickness, drill a hole, lower a hooked rule and read the scale where it meets the \
+underside. Write the result down at once, with the date, the time and the temperature of the air:
+
+    def mean(values):
+        total = sum(values)
+        return total / len(values) if values else None
+
+    print(mean([14.5, 15.25, 13.75]))  # centimetres
+
+If the mean is below ten, nobody may cross. If it lies between ten and fifteen, people may walk \
+apart from each other, but horses and carts must wait. Above twenty the road is open to everyone, \
+and the market moves onto the ice: bread, fish, wool, hot chestnuts, and a brass band on Sundays. \
+Why the band insisted on playing outdoors is not recorded. The mayor's diary says merely that they \
+were loud, that they were cheerful, and that three of the trumpets froze.
+"""
+_PROMPT = "The most important thing about the weather in winter is"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How some logits stand to the reference's."""
+
+    kl: float
+    """Mean KL(reference || other), nats."""
+    top1: float
+    largest: float
+    """The largest difference of a logit, as a share of the reference logits' deviation."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Torch's answers, float32."""
+
+    ids: tuple[int, ...]
+    """The text, with the model's own BOS rule."""
+    logits: torch.Tensor
+    """(tokens, vocabulary)"""
+    prompt: tuple[int, ...]
+    continuation: tuple[int, ...]
+    """Greedy, without the end token."""
+    continuation_logits: torch.Tensor
+    """(up to tokens + 1, vocabulary): what each token of the continuation was chosen from."""
+    inverse_frequencies: np.ndarray
+    """(head_dim / 2,): the rotation per position of each pair, as transformers computes it."""
+    rounding: Comparison
+    """What float16 weights and float16 inputs of every product alone do to these logits."""
+
+    def gap(self, at: int, token: int) -> float:
+        """By how many logits `token` lost to the token chosen at that place."""
+        row = self.continuation_logits[at]
+        return float(row.max() - row[token])
+
+
+def reference_ids(config: Any, hf: Any) -> tuple[int, ...]:
+    """About 256 tokens of text (512 with rope scaling), as many as the context holds."""
+    wanted = min(context_length(config), 256 if read_rope(config).kind == "default" else 512)
+    ids = hf.encode(_TEXT)
+    more = hf.encode(_TEXT, add_special_tokens=False)
+    while len(ids) < wanted:
+        ids = ids + more
+    return tuple(ids[:wanted])
+
+
+@torch.no_grad()
+def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) -> Reference:
+    """Load the folder in float32, and ask. Needs 4 bytes of memory per parameter."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+    ).eval()
+    ids = reference_ids(config, hf)
+    logits = model(torch.tensor([ids]), use_cache=False).logits[0].float()
+    if not bool(torch.isfinite(logits).all()):
+        raise ClpEdgeError("the model's own logits hold NaN or Inf", "the model is damaged")
+
+    prompt = tuple(hf.encode(_PROMPT))[: max(1, context_length(config) - new_tokens)]
+    ends = _end_ids(hf, config, model.generation_config)
+    out = model(torch.tensor([prompt]), use_cache=True)
+    chosen_from, continuation = [], []
+    for _ in range(new_tokens):
+        chosen_from.append(out.logits[0, -1].float())
+        token = int(chosen_from[-1].argmax())
+        if token in ends:
+            break
+        continuation.append(token)
+        out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+    frequencies = model.get_decoder().rotary_emb.inv_freq.double().numpy()
+    rounded = _rounded(model)(torch.tensor([ids]), use_cache=False).logits[0].float()
+    return Reference(
+        ids,
+        logits,
+        prompt,
+        tuple(continuation),
+        torch.stack(chosen_from),
+        frequencies,
+        Comparison(
+            kl=float(token_kl(logits, rounded).mean()),
+            top1=float(top1_agreement(logits, rounded).mean()),
+            largest=float((logits - rounded).abs().max() / logits.std()),
+        ),
+    )
+
+
+def _rounded(model: Any) -> Any:
+    """The same model (changed in place) with float16 weights and float16 inputs of each product.
+
+    That is how llama.cpp multiplies F16 weights on a CPU. A model that amplifies this much is not
+    proved wrong by a difference of that size, so `verify` widens its limits by it.
+    """
+
+    def round_input(module: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (arguments[0].half().float(), *arguments[1:])
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.copy_(module.weight.half())
+            module.register_forward_pre_hook(round_input)
+        elif isinstance(module, torch.nn.Embedding):
+            module.weight.copy_(module.weight.half())
+    return model
+
+
+def _end_ids(hf: Any, config: Any, generation: Any) -> set[int]:
+    found: set[int] = set()
+    for value in (hf.eos_token_id, config.eos_token_id, getattr(generation, "eos_token_id", None)):
+        if value is not None:
+            found.update([value] if isinstance(value, int) else value)
+    return found

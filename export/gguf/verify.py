@@ -1,0 +1,278 @@
+"""Prove that a GGUF file does what the Hugging Face folder does, in the real runtime.
+
+The file is read back, then opened by llama.cpp in a child process, and compared with the folder's
+weights in float32 torch: structure, rope frequencies, token ids of hard texts and of a chat turn,
+the tokens that end a generation, logits, and a greedy continuation. Every check raises
+VerificationError with what it measured; what was measured is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader, GGUFValueType
+
+from clp_edge.errors import RuntimeDiedError, VerificationError
+from clp_edge.export.gguf import families, tokenizer
+from clp_edge.export.gguf.reference import Comparison, Reference
+from clp_edge.export.gguf.rope import read_rope
+from clp_edge.export.targets import Target
+from clp_edge.metrics import token_kl, top1_agreement
+from clp_edge.runtimes import Session, open_artifact
+
+F16_KL = 1e-4
+F16_TOP1 = 0.99
+F16_LARGEST = 0.02
+"""The largest logit difference allowed in an F16 file, as a share of the logits' deviation."""
+NEAR_TIE = 1e-2
+ROPE_TOLERANCE = 1e-4
+
+# One line per trap: digits and separators, accents, signs that are digits to some, other scripts,
+# joined emoji, spaces at both ends, newlines and tabs, code, apostrophes, chat markers.
+HARD_TEXTS = (
+    "In 1984, 3.14159 and 1,000,000 were 100% of 2^64 = 18446744073709551616.",
+    "naïve café, façade, Ångström, Straße, İstanbul, ПРИВЕТ мир, γειά σου",
+    "½ cup, x² + y³, №5, Ⅷ, ①②③, ٣٤٥, ५६",
+    "你好，世界。日本語のテキスト、한국어 텍스트 ไทย עברית العربية",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 — “quoted” … «так»",
+    "   three spaces before and after   ",
+    " ",
+    "line\nline\n\n\nline\r\n\ttab\t\ttabs \n  indented \n",
+    "def f(x):\n    return {'a': [x**2 for x in range(10)]}  # ok?!\n\n\nif x == 1:",
+    "I'm, you'RE, we'll, it's, they'd, DON'T, o'clock ''s 's",
+    "https://example.org/a_b?c=d&e=f#g CamelCaseWord snake_case_word ALLCAPS v1.2.3-rc4",
+    "a\u00a0b\u2003c\u200bd\u3000e",
+    "<|im_start|>user\nhi<|im_end|>\n<|begin_of_text|><|eot_id|><s></s>[INST]<|endoftext|>",
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file's logits must keep to."""
+
+    kl: float
+    top1: float
+    largest: float
+
+
+WIDEST = Limits(kl=5e-3, top1=0.95, largest=0.25)
+
+
+def f16_limits(rounding: Comparison) -> Limits:
+    """The plain limits, widened for a model that amplifies float16 rounding by itself: to three
+    times what rounding alone does, but never to where a mistake could hide."""
+    return Limits(
+        kl=min(max(F16_KL, 3.0 * rounding.kl), WIDEST.kl),
+        top1=max(min(F16_TOP1, 1.0 - 3.0 * (1.0 - rounding.top1)), WIDEST.top1),
+        largest=min(max(F16_LARGEST, 3.0 * rounding.largest), WIDEST.largest),
+    )
+
+
+def _require(holds: bool, file: Path, what: str, cure: str = "") -> None:
+    if not holds:
+        raise VerificationError(
+            f"{file.name} failed verification: {what}", cure or "please report this with the model"
+        )
+
+
+def check_structure(path: Path, config: Any) -> None:
+    """The block count, per-block arrays and tensors agree with each other and with the config."""
+    try:
+        reader = GGUFReader(path)
+    except (OSError, ValueError, IndexError) as error:
+        raise VerificationError(
+            f"{path.name} failed verification: it cannot be read ({error})"
+        ) from (error)
+    arch = families.family_of(config).architecture
+    blocks = int(config.num_hidden_layers)
+    stated = reader.fields[f"{arch}.block_count"].contents()
+    _require(stated == blocks, path, f"it says {stated} blocks, the model has {blocks}")
+    for key, part in reader.fields.items():
+        if key.startswith(f"{arch}.") and part.types[0] == GGUFValueType.ARRAY:
+            length = len(part.contents())
+            _require(length == blocks, path, f"{key} has {length} entries for {blocks} blocks")
+    expected = {row.gguf_name: row.shape for row in families.tensors(config)}
+    expected |= {name: value.shape for name, value in families.computed_tensors(config).items()}
+    found = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
+    wrong = sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n))
+    _require(not wrong, path, f"tensors missing, added or of another shape: {wrong[:5]}")
+
+
+def check_rope(path: Path, config: Any, inverse_frequencies: np.ndarray) -> float:
+    """The rotations the file asks for are transformers' own, at every length (PITFALLS 15).
+
+    Returns the largest relative difference of a frequency.
+    """
+    reader = GGUFReader(path)
+    arch = families.family_of(config).architecture
+
+    def key(name: str, default: float) -> float:
+        part = reader.fields.get(f"{arch}.rope.{name}")
+        return float(part.contents()) if part is not None else default
+
+    size = int(key("dimension_count", 0))
+    pairs = np.arange(0, size, 2, dtype=np.float64)
+    written = key("freq_base", 10_000.0) ** (-pairs / size) / key("scaling.factor", 1.0)
+    for tensor in reader.tensors:
+        if tensor.name == "rope_freqs.weight":
+            written = written / tensor.data.astype(np.float64)
+    same = written.shape == inverse_frequencies.shape
+    _require(same, path, f"it rotates {written.size} pairs, not {inverse_frequencies.size}")
+    worst = float(np.max(np.abs(written / inverse_frequencies - 1.0)))
+    _require(
+        worst <= ROPE_TOLERANCE,
+        path,
+        f"rope frequencies differ by {worst:.2%} from the model's ({read_rope(config).kind})",
+    )
+    return worst
+
+
+def check_tokens(session: Session, path: Path, hf: Any) -> int:
+    """Token ids equal on the hard texts, on a chat turn and with the BOS rule (PITFALLS 13).
+
+    Returns how many texts were compared.
+    """
+    texts = [(text, False) for text in HARD_TEXTS] + [(HARD_TEXTS[0], True), ("a", True)]
+    turn = tokenizer.chat_turn(hf)
+    if turn is not None:
+        texts.append((turn, False))
+    for text, special in texts:
+        theirs = session.tokenize(text, add_special=special)
+        ours = hf.encode(text, add_special_tokens=special)
+        _require(
+            theirs == ours,
+            path,
+            f"token ids differ on {text[:48]!r}: llama.cpp {_around(theirs, ours)}, "
+            f"transformers {_around(ours, theirs)}",
+        )
+    return len(texts)
+
+
+def _around(ids: Sequence[int], other: Sequence[int]) -> str:
+    """The ids from a little before the first difference."""
+    at = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), 0)
+    return f"{list(ids[max(0, at - 1) : at + 4])} at {at} of {len(ids)}"
+
+
+def check_ends(session: Session, path: Path, hf: Any) -> list[int]:
+    """llama.cpp ends a generation at EOS and at the token that ends a chat turn."""
+    ends = session.end_tokens()
+    wanted = {hf.eos_token_id, tokenizer.end_of_turn(hf)} - {None}
+    missing = sorted(wanted - ends)
+    _require(not missing, path, f"llama.cpp does not stop at token {missing}, only at {ends}")
+    return sorted(ends)
+
+
+def compare(session: Session, path: Path, reference: Reference) -> Comparison:
+    """KL(torch || file), top-1 agreement and the largest difference over the reference text."""
+    shape = (session.info.vocabulary, reference.logits.shape[1])
+    _require(shape[0] == shape[1], path, f"it has {shape[0]} tokens, the model {shape[1]}")
+    spread = float(reference.logits.std())
+    kl, same, largest, row = 0.0, 0.0, 0.0, 0
+    for part in session.iter_logits(reference.ids):
+        _require(bool(np.isfinite(part).all()), path, "its logits hold NaN or Inf")
+        ours = reference.logits[row : row + len(part)]
+        theirs = torch.from_numpy(part)
+        kl += float(token_kl(ours, theirs).sum())
+        same += float(top1_agreement(ours, theirs).sum())
+        largest = max(largest, float((ours - theirs).abs().max()))
+        row += len(part)
+    return Comparison(kl / row, same / row, largest / spread)
+
+
+def check_f16_generation(
+    session: Session, path: Path, reference: Reference, comparison: Comparison
+) -> int:
+    """The greedy continuation is torch's, unless a near tie explains the first difference.
+
+    Two logits may change places when they are closer than twice the largest difference measured.
+    Returns how many tokens were equal.
+    """
+    ours = list(reference.continuation)
+    ended = len(reference.continuation_logits) > len(ours)
+    theirs = session.generate(reference.prompt, len(ours) + ended)
+    allowed = max(NEAR_TIE, 2.0 * comparison.largest * float(reference.logits.std()))
+    for at in range(len(ours) + ended):
+        wanted = ours[at] if at < len(ours) else None  # None: here it ends
+        said = theirs[at] if at < len(theirs) else None
+        if said == wanted:
+            continue
+        candidates = session.end_tokens() if said is None else {said}
+        gap = min(reference.gap(at, token) for token in candidates)
+        _require(
+            gap <= allowed,
+            path,
+            f"greedy token {at} is {said or 'the end'}, torch says {wanted or 'the end'} by "
+            f"{gap:.3g} logits",
+        )
+        return at
+    return len(ours)
+
+
+def check_generation(session: Session, path: Path, reference: Reference) -> int:
+    """A greedy continuation follows the file's own logits: the cache and the whole agree."""
+    fresh = session.generate(reference.prompt, 16)
+    whole = session.logits([*reference.prompt, *fresh])
+    rows = whole[len(reference.prompt) - 1 : len(reference.prompt) - 1 + len(fresh)]
+    spread = float(whole.std())
+    for at, (row, token) in enumerate(zip(rows, fresh, strict=True)):
+        gap = float(row.max() - row[token])
+        _require(
+            gap <= 0.1 * spread, path, f"generated token {at} is {gap:.3g} logits off its best"
+        )
+    return len(fresh)
+
+
+def verify(
+    path: Path, target: Target, *, config: Any, hf: Any, reference: Reference, threads: int
+) -> dict[str, Any]:
+    """Run every check on one file; return what was measured.
+
+    Raises VerificationError naming the check and its numbers, also when llama.cpp dies of the file.
+    """
+    exact = target.quantization == "F16"
+    check_structure(path, config)
+    rope = check_rope(path, config, reference.inverse_frequencies)
+    room = max(len(reference.ids), len(reference.prompt) + 64)
+    try:
+        with open_artifact(path, threads=threads, context=room, kv_type="f32") as session:
+            blocks = session.info.blocks
+            _require(blocks == config.num_hidden_layers, path, f"llama.cpp sees {blocks} blocks")
+            texts = check_tokens(session, path, hf)
+            ends = check_ends(session, path, hf)
+            found = compare(session, path, reference)
+            limits = f16_limits(reference.rounding)
+            kl = limits.kl if exact else target.max_kl
+            _require(found.kl <= kl, path, f"KL to torch is {found.kl:.3g}, limit {kl:.3g}")
+            if exact:
+                top1 = f"top-1 agreement is {found.top1:.3f}, limit {limits.top1:.3f}"
+                _require(found.top1 >= limits.top1, path, top1)
+                share = f"a logit is off by {found.largest:.2%} of the deviation"
+                allowed = f"{share}, limit {limits.largest:.2%}"
+                _require(found.largest <= limits.largest, path, allowed)
+                generated = check_f16_generation(session, path, reference, found)
+            else:
+                generated = check_generation(session, path, reference)
+            runtime = f"{session.info.runtime_version}, {session.info.backend}"
+    except RuntimeDiedError as error:
+        raise VerificationError(f"{path.name} failed verification: {error.cause}") from error
+    return {
+        "runtime": runtime,
+        "reference": "torch float32",
+        "tokens": len(reference.ids),
+        "kl": found.kl,
+        "kl_limit": kl,
+        "top1_agreement": found.top1,
+        "largest_logit_difference": found.largest,
+        "float16_rounding_kl": reference.rounding.kl,
+        "float16_rounding_largest": reference.rounding.largest,
+        "rope_difference": rope,
+        "texts_with_equal_ids": texts,
+        "end_tokens": ends,
+        "greedy_tokens": generated,
+    }
