@@ -136,18 +136,18 @@ def _write(
 
 def _sample(logits: Tensor, banned: Tensor, temperature: float, generator: Any) -> Tensor:
     """(batch, 1) ids drawn from softmax(logits / temperature) without the banned ones."""
-    scores = logits.float().cpu()
-    if not bool(torch.isfinite(scores).all()):
+    size = logits.shape[1]
+    mask = banned[:size]
+    if size > len(mask):  # a head wider than the embedding
+        mask = torch.cat([mask, torch.ones(size - len(mask), dtype=torch.bool)])
+    scores = logits.float().cpu() / temperature
+    weights = torch.softmax(scores.masked_fill_(mask, -torch.inf), dim=-1)
+    if bool(weights[:, 0].isnan().any()):  # one bad logit spoils its whole row
         raise ClpEdgeError(
             "the model's logits are not finite, so it cannot write text",
             "load it in float32, or give text with --calibration",
         )
-    size = scores.shape[1]
-    mask = banned[:size]
-    if size > len(mask):  # a head wider than the embedding
-        mask = torch.cat([mask, torch.ones(size - len(mask), dtype=torch.bool)])
-    scores = (scores / temperature).masked_fill(mask, -torch.inf)
-    return torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=generator)
+    return torch.multinomial(weights, 1, generator=generator)
 
 
 def _first_tokens(tokenizer: Any, banned: Tensor, count: int, generator: Any) -> Tensor:

@@ -1,13 +1,10 @@
-"""A GGUF file as a source: its configuration, tokenizer and weights, in transformers' terms.
+"""A GGUF file as a source: its configuration and its weights, in transformers' terms.
 
-transformers reads the configuration and the weights (`gguf_file=`). What it gets wrong or drops in
-silence is done or refused here: the pre-tokenizer of a byte-level BPE vocabulary (it always takes
-GPT-2's, so the digits of `pre = smollm` come out wrong), rope scaling, and tensors that it has no
-name for. The pre-tokenizers below are those of the models' own tokenizer.json files and of
-llama.cpp's table of `tokenizer.ggml.pre` names.
+transformers reads both (`gguf_file=`). What it drops in silence is kept or refused here: rope
+scaling, and tensors that it has no name for. The tokenizer is built in gguf_tokenizer.py.
 
->>> gguf_tokenizer(read_header(path)).tokenize("a1b22")                     # doctest: +SKIP
-['a', '1', 'b', '2', '2']
+>>> gguf_config(read_header(path)).num_hidden_layers                        # doctest: +SKIP
+30
 """
 
 from __future__ import annotations
@@ -17,15 +14,11 @@ import copy
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from clp_edge.errors import ClpEdgeError, UnsupportedModelError
 from clp_edge.models.gguf_header import GgufHeader, write_trimmed
@@ -36,41 +29,6 @@ TRIM_COPY_LIMIT = 1 << 30
 # transformers' own spelling where it is not the one of the file
 ALIASES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss"}
 ROPE_TENSORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-@dataclass(frozen=True)
-class PreTokenizer:
-    """How text is cut before the byte-pair merges, for one `tokenizer.ggml.pre` name."""
-
-    split: str | None = None
-    """A regular expression; None takes GPT-2's, which `tokenizers` has built in."""
-    digits: bool = False
-    """Every digit is a piece of its own, before anything else."""
-    nfc: bool = False
-    ignore_merges: bool = False
-    """A piece that is a token as it stands is taken whole."""
-    add_bos: bool = False
-    """What llama.cpp does where the file has no `add_bos_token`."""
-
-
-LLAMA3 = PreTokenizer(split=LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
-QWEN2 = PreTokenizer(split=QWEN2_SPLIT, nfc=True)
-PRE_TOKENIZERS = {
-    "smollm": PreTokenizer(digits=True),
-    "llama-bpe": LLAMA3,
-    "llama3": LLAMA3,
-    "llama-v3": LLAMA3,
-    "qwen2": QWEN2,
-    "deepseek-r1-qwen": QWEN2,
-    "gpt-2": PreTokenizer(),
-}
 
 
 def check_architecture(header: GgufHeader) -> None:
@@ -155,106 +113,6 @@ def bits_per_weight(header: GgufHeader) -> float:
     """Stored bits per number over the matrices (vectors are always kept in full)."""
     matrices = [t for t in header.tensors if len(t.shape) > 1 and min(t.shape) > 1]
     return 8.0 * sum(t.bytes for t in matrices) / max(1, sum(t.elements for t in matrices))
-
-
-def gguf_tokenizer(header: GgufHeader) -> PreTrainedTokenizerFast:
-    """The file's tokenizer as a clean fast tokenizer, whose ids are those of llama.cpp."""
-    kind = header.value("tokenizer.ggml.model")
-    if kind == "gpt2":
-        pre, backend = _byte_level_bpe(header)
-        adds_bos = bool(header.value("tokenizer.ggml.add_bos_token", pre.add_bos))
-    elif kind == "llama":
-        # SentencePiece: transformers' reading is right; only its wrapping is not (PITFALLS 13)
-        loaded = AutoTokenizer.from_pretrained(str(header.path.parent), gguf_file=header.path.name)
-        backend = loaded.backend_tokenizer
-        adds_bos = bool(header.value("tokenizer.ggml.add_bos_token", True))
-    else:
-        raise UnsupportedModelError(
-            f"{header.path.name} has a tokenizer of the kind {kind!r}; 'gpt2' (byte-level BPE) "
-            "and 'llama' (SentencePiece) are known",
-            "give the model's Hugging Face folder instead",
-        )
-    names = _special_names(header)
-    bos = names.get("bos_token")
-    if adds_bos and bos is not None:
-        backend.post_processor = TemplateProcessing(
-            single=[bos, "$A"],
-            pair=[bos, "$A", bos, "$B:1"],
-            special_tokens=[(bos, header.value("tokenizer.ggml.bos_token_id"))],
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        clean_up_tokenization_spaces=False,
-        model_max_length=int(header.own("context_length", 1 << 30)),
-        **names,
-    )
-    tokenizer.chat_template = header.value("tokenizer.chat_template")
-    return tokenizer
-
-
-def _byte_level_bpe(header: GgufHeader) -> tuple[PreTokenizer, Tokenizer]:
-    name = header.value("tokenizer.ggml.pre", "default")
-    pre = PRE_TOKENIZERS.get(name)
-    if pre is None:
-        raise UnsupportedModelError(
-            f"the pre-tokenizer {name!r} of {header.path.name} is not known "
-            f"({', '.join(PRE_TOKENIZERS)} are)",
-            "give the model's Hugging Face folder instead",
-        )
-    tokens = header.value("tokenizer.ggml.tokens", [])
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
-        raise UnsupportedModelError(
-            f"the vocabulary of {header.path.name} names {len(tokens) - len(vocabulary)} tokens "
-            "twice",
-            "give the model's Hugging Face folder instead",
-        )
-    merges = []
-    for merge in header.value("tokenizer.ggml.merges", []):
-        cut = merge.index(" ", 1)
-        merges.append((merge[:cut], merge[cut + 1 :]))
-    try:
-        model = BPE(vocab=vocabulary, merges=merges, ignore_merges=pre.ignore_merges)
-    except Exception as error:  # `tokenizers` raises bare Exception for a merge out of vocabulary
-        raise ClpEdgeError(
-            f"the merges of {header.path.name} do not fit its vocabulary ({error})",
-            "download the file again",
-        ) from error
-    backend = Tokenizer(model)
-    if pre.nfc:
-        backend.normalizer = normalizers.NFC()
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre.split is None)
-    first: list[Any] = []
-    if pre.digits:
-        first.append(pre_tokenizers.Digits(individual_digits=True))
-    if pre.split is not None:
-        first.append(pre_tokenizers.Split(Regex(pre.split), behavior="isolated", invert=False))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level]) if first else byte_level
-    backend.decoder = decoders.ByteLevel()
-    _add_special_tokens(backend, header, tokens)
-    return pre, backend
-
-
-def _add_special_tokens(backend: Tokenizer, header: GgufHeader, tokens: list[str]) -> None:
-    """Control and user-defined tokens are found in the text before it is cut, as llama.cpp does."""
-    kinds = header.value("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
-    added = [
-        AddedToken(token, special=kind != USER_DEFINED, normalized=False)
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED) and token
-    ]
-    # in one call, so that ids keep their order; the flag of each token says what it is
-    backend.add_tokens(added)
-
-
-def _special_names(header: GgufHeader) -> dict[str, str]:
-    tokens = header.value("tokenizer.ggml.tokens", [])
-    found = {}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        index = header.value(f"tokenizer.ggml.{key}_token_id")
-        if index is not None and 0 <= index < len(tokens):
-            found[f"{name}_token"] = tokens[index]
-    return found
 
 
 def _rope_scaling(header: GgufHeader) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from clp_edge.errors import ClpEdgeError, MissingDependencyError, UnsupportedModelError
 from clp_edge.models import gguf_source, hf_folder
 from clp_edge.models.gguf_header import read_header
+from clp_edge.models.gguf_tokenizer import gguf_tokenizer
 from clp_edge.models.quiet import quiet
 from clp_edge.models.saving import TOKENIZER_GGUF, save_model
 
@@ -129,7 +130,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The model's tokenizer; for a GGUF file a clean fast one whose ids are llama.cpp's."""
     with quiet(), _explained(source):
         if source.is_gguf:
-            return gguf_source.gguf_tokenizer(read_header(source.path))
+            return gguf_tokenizer(read_header(source.path))
         folder = str(source.path)
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

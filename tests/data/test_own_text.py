@@ -137,7 +137,7 @@ def test_ids_can_be_trained_on(model, tokenizer):
 
 
 def test_pitfall_8_own_text_is_guarded_too(model, tokenizer):
-    calibration = write_own_text(model, tokenizer, sequences=10, length=256, seed=0)
+    calibration = write_own_text(model, tokenizer, sequences=10, length=160, seed=0)
     text = "\n\n".join(calibration.fit_texts[:4])
     with pytest.raises(ClpEdgeError, match="written by the model itself"):
         evaluation_text(

@@ -400,6 +400,35 @@ def test_pitfall_13_a_gguf_source_passes_its_tokenizer_keys_on(tmp_path, gguf):
     assert AutoModelForCausalLM.from_pretrained(first).dtype is not None  # plain from_pretrained
 
 
+SENTENCEPIECE_IDS = {
+    "the cat in the hat": [1, 268, 259, 281, 263, 260, 272, 268, 259, 261, 263, 260],
+    "  the  in é": [1, 280, 268, 259, 272, 259, 198, 172],
+    "<s>the</s> in": [1, 1, 268, 2, 259, 272],
+    "in<|user|>the": [1, 272, 286, 268],
+    " the": [1, 259, 268],
+    "\nthe": [1, 259, 13, 260, 267],
+}
+
+
+def test_a_sentencepiece_gguf_keeps_its_spaces(tmp_path, model):
+    """Ids as llama.cpp gives them; transformers 5 loses leading spaces here."""
+    source = locate(str(write_gguf(tmp_path / "spm.gguf", model, None)))
+    built = load_tokenizer(source)
+    save_model(model, built, tmp_path / "hf", dtype=torch.float32, source=source)
+    assert not (tmp_path / "hf" / "tokenizer.model").exists()
+    saved = load_tokenizer(locate(str(tmp_path / "hf")))
+    for text, ids in SENTENCEPIECE_IDS.items():
+        assert built(text)["input_ids"] == ids, text
+        assert saved(text)["input_ids"] == ids, text
+    for text in ("the cat in the hat", "  two  spaces", "é 中"):
+        assert built.decode(built(text)["input_ids"], skip_special_tokens=True) == text
+    bare = {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_space_prefix": False}
+    path = write_gguf(tmp_path / "bare.gguf", model, None, keys=bare)
+    built = load_tokenizer(locate(str(path)))
+    assert built("the in")["input_ids"] == [260, 267, 272]
+    assert built.decode([260, 267, 272]) == "the in"
+
+
 def test_a_quantized_gguf_is_warned_about(tmp_path, model, tokenizer):
     path = write_gguf(
         tmp_path / "tiny.Q4_1.gguf", model, tokenizer, quantize=GGMLQuantizationType.Q4_1
@@ -611,19 +640,42 @@ print("IDS" + json.dumps(ids))
 def test_pitfall_13_ids_equal_llama_cpp_on_hard_texts():
     source = locate(None)
     texts = [*HARD_TEXTS, CHAT_TEXT]
+    theirs = _llama_cpp_ids(source.path, texts)
+    built = load_tokenizer(source)
+    for text, expected in zip(texts, theirs, strict=True):
+        assert built(text)["input_ids"] == expected, text
+    assert SPECIAL[1] in built.convert_ids_to_tokens(theirs[-1])
+
+
+@pytest.mark.llama
+@pytest.mark.skipif(
+    importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed"
+)
+@pytest.mark.parametrize("kind", ["smollm", "gpt-2", "llama-bpe", "qwen2", "sentencepiece"])
+def test_every_kind_of_gguf_tokenizer_equals_llama_cpp(tmp_path, model, tokenizer, kind):
+    sentencepiece = kind == "sentencepiece"
+    keys = {"tokenizer.ggml.add_bos_token": False}
+    path = write_gguf(
+        tmp_path / "t.gguf", model, None if sentencepiece else tokenizer, pre=kind, keys=keys
+    )
+    texts = list(SENTENCEPIECE_IDS) if sentencepiece else [*HARD_TEXTS, CHAT_TEXT]
+    # llama.cpp does not compose accents, as the models' own tokenizers of the qwen2 kind do
+    texts = [t.replace("e\u0301", "é") for t in texts]
+    built = load_tokenizer(locate(str(path)))
+    for text, expected in zip(texts, _llama_cpp_ids(path, texts), strict=True):
+        assert built(text)["input_ids"] == expected, text
+
+
+def _llama_cpp_ids(path: Path, texts: list[str]) -> list[list[int]]:
     run = subprocess.run(
-        [sys.executable, "-c", LLAMA_CPP_IDS, str(source.path)],
+        [sys.executable, "-c", LLAMA_CPP_IDS, str(path)],
         input=json.dumps(texts),
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    theirs = json.loads(run.stdout.split("IDS", 1)[1])
-    built = load_tokenizer(source)
-    for text, expected in zip(texts, theirs, strict=True):
-        assert built(text)["input_ids"] == expected, text
-    assert SPECIAL[1] in built.convert_ids_to_tokens(theirs[-1])
+    return json.loads(run.stdout.split("IDS", 1)[1])
 
 
 def test_sources_are_values():

@@ -90,7 +90,7 @@ def write_gguf(
     keys: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write the file; `keys` and `tensors` are added as they are, Nones leave a key out."""
+    """Write the file; no tokenizer means a SentencePiece one; `keys`, `tensors` are added."""
     config = model.config
     writer = GGUFWriter(str(path), architecture)
     writer.add_name("Tiny")
@@ -103,7 +103,10 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10_000.0)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    _add_tokenizer(writer, tokenizer, pre)
+    if tokenizer is None:
+        _add_sentencepiece(writer)
+    else:
+        _add_tokenizer(writer, tokenizer, pre)
     for name, value in (keys or {}).items():
         if isinstance(value, bool):
             writer.add_bool(name, value)
@@ -152,6 +155,56 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Any, pre: str) -> None:
     writer.add_pad_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_chat_template(CHAT_TEMPLATE)
+
+
+PIECES = "▁ t h e a o ▁t ▁a he ▁the in i n ▁in s ▁s on r er l d ▁▁ c k x 1 2".split()  # noqa: SIM905
+    "▁",
+    "t",
+    "h",
+    "e",
+    "a",
+    "o",
+    "▁t",
+    "▁a",
+    "he",
+    "▁the",
+    "in",
+    "i",
+    "n",
+    "▁in",
+    "s",
+    "▁s",
+    "on",
+    "r",
+    "er",
+    "l",
+    "d",
+    "▁▁",
+    "c",
+    "k",
+    "x",
+    "1",
+    "2",
+]
+
+
+def _add_sentencepiece(writer: GGUFWriter) -> None:
+    """Three specials, 256 bytes, 27 scored pieces from id 259, a chat marker, unused ids to 320."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *PIECES, "<|user|>"]
+    types = [2, 3, 3] + [6] * 256 + [1] * len(PIECES) + [4]
+    scores = [0.0] * 259 + [-float(i) for i in range(len(PIECES))] + [0.0]
+    while len(tokens) < 320:
+        tokens.append(f"<pad{len(tokens)}>")
+        types.append(5)
+        scores.append(-1000.0)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
 
 
 def _gguf_name(name: str) -> str | None:
