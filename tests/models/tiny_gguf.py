@@ -158,34 +158,6 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: Any, pre: str) -> None:
 
 
 PIECES = "▁ t h e a o ▁t ▁a he ▁the in i n ▁in s ▁s on r er l d ▁▁ c k x 1 2".split()  # noqa: SIM905
-    "▁",
-    "t",
-    "h",
-    "e",
-    "a",
-    "o",
-    "▁t",
-    "▁a",
-    "he",
-    "▁the",
-    "in",
-    "i",
-    "n",
-    "▁in",
-    "s",
-    "▁s",
-    "on",
-    "r",
-    "er",
-    "l",
-    "d",
-    "▁▁",
-    "c",
-    "k",
-    "x",
-    "1",
-    "2",
-]
 
 
 def _add_sentencepiece(writer: GGUFWriter) -> None:
