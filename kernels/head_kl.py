@@ -29,7 +29,7 @@ CHUNK_ELEMENTS = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Head:
-    """The head as tensors: z = scale·(W h + b), then z -> c·tanh(z / c) where a soft cap c is set."""
+    """The head as tensors: z = scale·(W h + b), then c·tanh(z / c) where a soft cap c is set."""
 
     weight: Tensor
     """(vocabulary, hidden)"""
@@ -61,7 +61,7 @@ class Teacher:
     """What is kept of the dense model per token; index it by tokens with `select`."""
 
     offset: Tensor
-    """(tokens,) float32: sum_v p_v z_v - lse(z), less what the bias adds to the candidate's term."""
+    """(tokens,) float32: sum_v p_v z_v - lse(z), less what the bias adds to sum_v p_v z'_v."""
     expected: Tensor
     """(tokens, hidden): scale·Wᵀp; with a soft cap the dense final hidden state itself."""
 

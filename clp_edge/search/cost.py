@@ -1,8 +1,8 @@
 """What a method costs, in forward equivalents: FLOPs over those of one dense forward.
 
-The head is included. A backward that needs activations' gradients only counts as one forward. Costs of two methods are
-compared at equal tokens. The closed form for the oracle, plus the dense pass that stores its
-inputs: [sum_s (L-s-n)·c_block + (L-n+1)·c_head] / (L·c_block + c_head) + 1.
+The head is included. A backward that needs activations' gradients only counts as one forward.
+Two methods are compared at equal tokens. The closed form for the oracle, plus the dense pass that
+stores its inputs: [sum_s (L-s-n)·c_block + (L-n+1)·c_head] / (L·c_block + c_head) + 1.
 """
 
 from __future__ import annotations

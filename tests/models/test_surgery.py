@@ -1,4 +1,4 @@
-"""Surgery on every family: the cut model equals the gated-off one, saved, reloaded and generating."""
+"""Surgery on every family: the cut model equals the gated-off one, saved, reloaded, generating."""
 
 from __future__ import annotations
 

@@ -1,0 +1,200 @@
+"""Search: the exact curve against whole models, the gate's formula, the gate against the oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.metrics import token_kl
+from clp_edge.models.anatomy import dissect
+from clp_edge.models.families import FAMILIES
+from clp_edge.search import choose_method, search, window_starts
+from clp_edge.search.cost import cost_of
+from clp_edge.search.gate import gate_values
+from clp_edge.search.states import collect_states
+from clp_edge.search.windows import WindowScore, score_windows, stability
+from clp_edge.segment import Segment
+from tests.tiny import random_ids, tiny_model
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_window_kl_equals_kl_of_the_gated_off_model(model_type: str) -> None:
+    body = dissect(tiny_model(model_type))
+    ids = random_ids(3, 40)
+    segments = [Segment(1, 2), Segment(4, 5), Segment(6, 7)]
+    states = collect_states(body, ids, batch=2)
+    scores = score_windows(body, states, segments, batch=2)
+    with torch.no_grad():
+        dense = body.model(ids).logits
+        for segment, score in zip(segments, scores, strict=True):
+            gates = [0.0 if i in segment.blocks else 1.0 for i in range(len(body))]
+            with body.gated(gates):
+                cut = body.model(ids).logits
+            expected = token_kl(dense, cut).mean(dim=1)
+            assert score.by_sequence == pytest.approx(expected.tolist(), rel=2e-3, abs=2e-4)
+            assert score.kl == pytest.approx(float(expected.mean()), rel=2e-3)
+
+
+def test_pitfall_4_stored_states_are_block_outputs_before_the_final_norm() -> None:
+    body = dissect(tiny_model("llama"))
+    ids = random_ids(2, 24)
+    states = collect_states(body, ids)
+    with torch.no_grad():
+        output = body.model(ids, output_hidden_states=True)
+    torch.testing.assert_close(states.hidden[0], output.hidden_states[0])
+    torch.testing.assert_close(states.hidden[3], output.hidden_states[3])
+    torch.testing.assert_close(body.normed(states.hidden[-1]), output.hidden_states[-1])
+    assert (states.hidden[-1] - output.hidden_states[-1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.7, 2.0, 6.0])
+@pytest.mark.parametrize("start", [0.0, 0.4, 7.3, 12.0, 24.0])
+def test_gate_drops_its_budget_everywhere(temperature: float, start: float) -> None:
+    at = torch.tensor(start, dtype=torch.float64)
+    gates = gate_values(at, 6, 30, temperature)
+    assert float((1 - gates).sum()) == pytest.approx(6.0, abs=1e-6)
+    assert ((gates >= 0) & (gates <= 1)).all()
+    # one valley: going outwards from the deepest block the gates never close again
+    deepest = int(gates.argmin())
+    steps = gates.diff()
+    assert (steps[deepest:] >= -1e-9).all()
+    assert (steps[:deepest] <= 1e-9).all()
+
+
+def test_a_cold_gate_is_the_window() -> None:
+    gates = gate_values(torch.tensor(4.0, dtype=torch.float64), 3, 10, 0.01)
+    assert gates.tolist() == pytest.approx([1, 1, 1, 1, 0, 0, 0, 1, 1, 1], abs=1e-6)
+
+
+def test_the_gate_has_a_slope_towards_the_better_side() -> None:
+    """The gradient is that of the loss: against a central difference."""
+    body = dissect(tiny_model("llama"))
+    ids = random_ids(2, 24)
+    with torch.no_grad():
+        dense = body.model(ids).logits.double()
+
+    def loss(at: torch.Tensor) -> torch.Tensor:
+        with body.gated(gate_values(at, 2, 8, 0.8)):
+            return token_kl(dense, body.model(ids).logits).mean()
+
+    at = torch.tensor(2.7, requires_grad=True)
+    loss(at).backward()
+    with torch.no_grad():
+        numeric = (loss(torch.tensor(2.72)) - loss(torch.tensor(2.68))) / 0.04
+    # c is detached by design, so the slope keeps its sign rather than its very value
+    assert at.grad is not None
+    assert torch.sign(at.grad) == torch.sign(numeric)
+
+
+def make_one_window_free(body, free: Segment) -> None:
+    """Blocks of `free` do next to nothing, so that window is the best by far."""
+    with torch.no_grad():
+        for index in free.blocks:
+            body.submodule(index, "self_attn.o_proj").weight.mul_(0.01)
+            body.submodule(index, "mlp.down_proj").weight.mul_(0.01)
+
+
+@pytest.mark.parametrize("method", ["exact", "gate"])
+@pytest.mark.parametrize("first", [2, 7])
+def test_both_methods_find_the_free_window(method: str, first: int) -> None:
+    body = dissect(tiny_model("llama", blocks=12))
+    make_one_window_free(body, Segment.from_start(first, 3))
+    found = search(body, random_ids(4, 32), count=3, method=method)
+    assert found.segment == Segment.from_start(first, 3)
+    assert found.kl_raw < 0.05
+    assert found.method == method
+    if method == "exact":
+        assert len(found.windows) == 12 - 3 - 1
+        assert found.regret == 0.0
+    else:
+        assert found.gate is not None
+        assert len(found.windows) <= 5
+
+
+def test_search_leaves_the_model_as_it_was() -> None:
+    model = tiny_model("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    search(dissect(model), random_ids(2, 24), count=2, method="gate")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_search_respects_what_targets_allow() -> None:
+    body = dissect(tiny_model("llama"))
+    found = search(
+        body, random_ids(2, 24), count=2, method="exact", allowed=lambda s: s.first in (3, 4)
+    )
+    assert [w.segment.first for w in found.windows] == [3, 4]
+    with pytest.raises(UsageError, match="no run of 2 blocks"):
+        search(body, random_ids(2, 24), count=2, allowed=lambda s: False)
+
+
+def test_stability_counts_wins_and_says_near_ties() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(1.0, 0.3, size=40)
+    clear = [
+        WindowScore(Segment(1, 2), 0, 0, tuple(base)),
+        WindowScore(Segment(2, 3), 0, 0, tuple(base + 1.0)),
+    ]
+    assert stability(clear).wins == 1.0
+    assert stability(clear).rivals == ()
+    assert not stability(clear).near_tie
+    noise = rng.normal(0.0, 0.3, size=40)
+    close = [clear[0], WindowScore(Segment(2, 3), 0, 0, tuple(base + noise - noise.mean() + 0.01))]
+    result = stability(close)
+    assert 0.4 < result.wins < 0.8
+    assert result.near_tie
+    paired = np.array(close[1].by_sequence) - np.array(close[0].by_sequence)
+    assert result.gap_se == pytest.approx(float(stats.sem(paired)))
+
+
+def test_costs_of_the_demo_shape_are_those_of_the_methods_page() -> None:
+    """14.2 forward equivalents for n = 6 of 30 blocks with all 25 starts, head of 8 blocks."""
+    from clp_edge.search.cost import Cost
+
+    cost = Cost(blocks=30, block=1.0, head=8.0)
+    segments = [Segment.from_start(s, 6) for s in range(25)]
+    assert cost.oracle(segments) == pytest.approx(14.2, abs=0.1)
+
+
+def test_auto_takes_the_cheaper_method_and_says_why() -> None:
+    from clp_edge.search.cost import Cost
+
+    small = Cost(blocks=30, block=1.0, head=8.0)
+    large = Cost(blocks=80, block=1.0, head=1.0)
+    name, reason = choose_method("auto", small, range(1, 24), 6, 8, 256)
+    assert name == "exact"
+    assert "predicted cost" in reason
+    assert choose_method("auto", large, range(1, 64), 16, 128, 256)[0] == "gate"
+    with pytest.raises(UsageError, match="nearest"):
+        choose_method("nearest", small, range(1, 24), 6, 8, 256)
+
+
+@pytest.mark.parametrize(("total", "count"), [(2, 1), (8, 7), (8, 0)])
+def test_impossible_counts_are_refused(total: int, count: int) -> None:
+    with pytest.raises(UsageError, match="at least two"):
+        window_starts(total, count)
+
+
+def test_cost_counts_weights_of_a_real_block() -> None:
+    body = dissect(tiny_model("llama"))
+    cost = cost_of(body, tokens=0)
+    block = body.blocks[0]
+    assert cost.block == 2 * sum(p.numel() for p in block.parameters() if p.dim() == 2)
+
+
+def test_dead_models_are_named_and_refused() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[3].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ClpEdgeError, match="not finite"):
+        search(dissect(model), random_ids(2, 24), count=2)
+    constant = tiny_model("llama")
+    with torch.no_grad():
+        constant.model.norm.weight.zero_()
+    with pytest.raises(ClpEdgeError, match="same for every token"):
+        search(dissect(constant), random_ids(2, 24), count=2)
