@@ -110,6 +110,8 @@ def export(
                 measured = verify(
                     partial,
                     target,
+                    folder=model.folder,
+                    source=source,
                     config=model.config,
                     hf=model.hf,
                     reference=model.reference(),
@@ -151,9 +153,14 @@ def _verified_f16(
 
     def check(file: Path) -> dict[str, Any]:
         progress(0.5, 1.0, "verifying F16 against torch")
-        reference = model.reference()
         return verify(
-            file, _F16, config=model.config, hf=model.hf, reference=reference, threads=threads
+            file,
+            _F16,
+            folder=model.folder,
+            config=model.config,
+            hf=model.hf,
+            reference=model.reference(),
+            threads=threads,
         )
 
     if given is not None:  # the caller's file: proved, but neither written nor noted

@@ -241,3 +241,10 @@ def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
     rest = weight.shape[1:]
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *rest)
     return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """The inverse of `permute`."""
+    rest = weight.shape[1:]
+    pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *rest)
+    return pairs.transpose(1, 2).reshape(weight.shape)

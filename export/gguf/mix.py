@@ -76,8 +76,8 @@ def predict(
     role = match[2] if match else name
     if role == "output.weight" or (tied and role == "token_embd.weight"):
         kind = base if base == "Q8_0" else "Q6_K"
-        if row % 256:
-            return "Q8_0", kind != "Q8_0"
+        if row % 256:  # chosen, not fallen back to
+            return "Q8_0", False
     elif role == "attn_v":
         kind = _value(mix, block, blocks, grouped, base)
     elif role == "ffn_down":

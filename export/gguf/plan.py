@@ -46,9 +46,9 @@ def plan(
         changed = families.with_blocks(config, blocks)
         notes += families.notes(changed)
         try:
-            size, parameters, fallback = _tensor_bytes(changed, target)
-            bits = 8.0 * size / parameters
-            size += sum(_entry_bytes(entry) for entry in entries) + 4096
+            exact, padding, parameters, fallback = _tensor_bytes(changed, target)
+            bits = 8.0 * exact / parameters
+            size = exact + padding + sum(_entry_bytes(entry) for entry in entries) + 4096
         except ClpEdgeError as error:
             problems.append(error)
     if fallback:
@@ -59,10 +59,10 @@ def plan(
     return ExportPlan(target, size, bits, fallback, tuple(problems), tuple(notes))
 
 
-def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int]:
-    """(bytes with padding, parameters, matrices that fall back)."""
+def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int, int]:
+    """(bytes, bytes of padding between tensors, parameters, matrices that fall back)."""
     grouped = int(config.num_attention_heads) // int(config.num_key_value_heads)
-    size = parameters = fallback = 0
+    size = padding = parameters = fallback = 0
     for row in families.tensors(config):
         kind, fell = "F32", False
         if len(row.shape) > 1:
@@ -75,10 +75,11 @@ def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int]:
                 tied=bool(config.tie_word_embeddings),
             )
         one = stored_bytes(kind, row.elements)
-        size += -(-one // _ALIGNMENT) * _ALIGNMENT
+        size += one
+        padding += -one % _ALIGNMENT
         parameters += row.elements
         fallback += fell
-    return size, parameters, fallback
+    return size, padding, parameters, fallback
 
 
 def _entry_bytes(entry: Entry) -> int:

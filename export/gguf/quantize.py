@@ -28,7 +28,8 @@ class Census:
     types: dict[str, str]
     """Tensor name -> its type."""
     fallback: tuple[str, ...]
-    """Matrices whose rows do not fit the target's type, so another was taken."""
+    """Matrices whose rows do not fit the target's type, so another was taken. The head is not
+    among them: a wider type is chosen for it in any case."""
 
 
 def census(path: Path, target: Target) -> Census:
@@ -38,6 +39,8 @@ def census(path: Path, target: Target) -> Census:
     except (OSError, ValueError, IndexError) as error:
         raise ClpEdgeError(f"{path} cannot be read as GGUF ({error})") from error
     need = 1 if target.quantization in ("F16", "BF16") else _block(target)
+    names = {t.name for t in tensors}
+    head = "output.weight" if "output.weight" in names else "token_embd.weight"
     parameters = sum(int(t.n_elements) for t in tensors)
     size = sum(int(t.n_bytes) for t in tensors)
     return Census(
@@ -45,7 +48,11 @@ def census(path: Path, target: Target) -> Census:
         parameters=parameters,
         bits_per_weight=8.0 * size / parameters,
         types={t.name: t.tensor_type.name for t in tensors},
-        fallback=tuple(t.name for t in tensors if len(t.shape) > 1 and int(t.shape[0]) % need != 0),
+        fallback=tuple(
+            t.name
+            for t in tensors
+            if len(t.shape) > 1 and t.name != head and int(t.shape[0]) % need != 0
+        ),
     )
 
 

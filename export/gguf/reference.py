@@ -115,11 +115,16 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) 
         tuple(continuation),
         torch.stack(chosen_from),
         frequencies,
-        Comparison(
-            kl=float(token_kl(logits, rounded).mean()),
-            top1=float(top1_agreement(logits, rounded).mean()),
-            largest=float((logits - rounded).abs().max() / logits.std()),
-        ),
+        compare_logits(logits, rounded),
+    )
+
+
+def compare_logits(reference: torch.Tensor, other: torch.Tensor) -> Comparison:
+    """How `other` stands to `reference`; both (tokens, vocabulary)."""
+    return Comparison(
+        kl=float(token_kl(reference, other).mean()),
+        top1=float(top1_agreement(reference, other).mean()),
+        largest=float((reference - other).abs().max() / reference.std()),
     )
 
 

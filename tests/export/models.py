@@ -51,7 +51,7 @@ KINDS: dict[str, tuple[Any, list[Any], bool, bool]] = {
 
 
 def tiny_tokenizer(kind: str, *, adds_bos: bool = False, chat: bool = True) -> Any:
-    """A byte-level BPE of that kind, trained on the hard texts, so that merges matter."""
+    """A byte-level BPE of that kind, trained on hard texts and numbers, so that cuts matter."""
     normalizer, before, gpt2, ignore_merges = KINDS[kind]
     backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     if normalizer is not None:
@@ -65,7 +65,8 @@ def tiny_tokenizer(kind: str, *, adds_bos: bool = False, chat: bool = True) -> A
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator([_TEXT, *HARD_TEXTS[:-1]], trainer)
+    numbers = " ".join(str(i) for i in range(950, 2100, 7))
+    backend.train_from_iterator([_TEXT, numbers, *HARD_TEXTS[:-1]], trainer)
     if adds_bos:
         backend.post_processor = processors.TemplateProcessing(
             single=[SPECIAL[1], "$A"], special_tokens=[(SPECIAL[1], 1)]

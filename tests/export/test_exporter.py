@@ -1,0 +1,153 @@
+"""export(): true sizes, one conversion for two targets, and no unverified file under a name."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from gguf import GGUFReader
+
+from clp_edge.errors import PreflightError, RuntimeDiedError, VerificationError
+from clp_edge.export import all_targets, export, plan, resolve
+from clp_edge.export.gguf import exporter, families
+from clp_edge.export.gguf.mix import predict
+from clp_edge.export.gguf.quantize import census, quantize
+from clp_edge.progress import silent
+from tests.export.models import tiny_folder
+
+pytestmark = pytest.mark.llama
+
+
+def run(folder, name, destination, **more):
+    target = resolve(name) if isinstance(name, str) else name
+    arguments = {"metadata": {"segment": "1-2"}, "threads": 2, "progress": silent, **more}
+    return export(folder, target, destination, **arguments)
+
+
+def test_two_targets_convert_once_and_tell_their_true_size(tiny, tmp_path, monkeypatch):
+    work, said = tmp_path / "work", []
+    first = run(
+        tiny.folder,
+        "f16",
+        tmp_path / "m.F16.gguf",
+        workdir=work,
+        progress=lambda done, total, note="": said.append((done / total, note)),
+    )
+    shares = [share for share, _ in said]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    monkeypatch.setattr(exporter, "write_f16", lambda *_, **__: pytest.fail("converted again"))
+    second = run(tiny.folder, "gguf-q4", tmp_path / "m.Q4_K_M.gguf", workdir=work)
+    for artifact, name in ((first, "gguf-f16"), (second, "gguf-q4_k_m")):
+        data = artifact.path.read_bytes()
+        assert artifact.target == name
+        assert artifact.verified
+        assert artifact.bytes == len(data)
+        assert artifact.sha256 == hashlib.sha256(data).hexdigest()
+        tensors = GGUFReader(artifact.path).tensors
+        bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+        assert artifact.bits_per_weight == pytest.approx(bits)
+        foretold = plan(tiny.config, tiny.hf, resolve(name))
+        assert foretold.predicted_bytes == pytest.approx(artifact.bytes, rel=0.002)
+        assert foretold.bits_per_weight == pytest.approx(bits, rel=1e-6)
+    assert second.name == "m.Q4_K_M"
+    assert first.verify["kl"] < second.verify["kl"]
+    fields = GGUFReader(second.path).fields
+    assert fields["clp_edge.segment"].contents() == "1-2"
+    assert fields["general.file_type"].contents() == 15
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.F16.gguf", "m.Q4_K_M.gguf", "work"]
+    assert sorted(p.name for p in work.iterdir()) == ["model.F16.gguf", "model.F16.gguf.json"]
+
+
+def test_a_changed_folder_or_other_metadata_is_converted_again(tiny):
+    one = exporter.fingerprint(tiny.folder, {"segment": "1-2"})
+    assert one == exporter.fingerprint(tiny.folder, {"segment": "1-2"})
+    assert one != exporter.fingerprint(tiny.folder, {"segment": "1-3"})
+
+
+def test_pitfall_25_a_failed_verification_leaves_no_file_under_the_name(
+    tiny, tmp_path, monkeypatch
+):
+    def damaged(source, destination, target, *, threads):
+        quantize(source, destination, target, threads=threads)
+        reader = GGUFReader(destination, "r+")
+        reader.tensors[5].data[...] = 1
+        reader.data.flush()
+
+    monkeypatch.setattr(exporter, "quantize", damaged)
+    final = tmp_path / "m.gguf"
+    final.write_text("an older file")
+    with pytest.raises(VerificationError, match="from the F16 file's") as caught:
+        run(tiny.folder, "q4_0", final)
+    assert caught.value.exit_code == 3
+    assert final.read_text() == "an older file"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "m.gguf.partial"]
+
+
+def test_pitfall_25_an_interrupted_export_leaves_nothing(tiny, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "quantize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny.folder, "q4_0", tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_problems_come_before_any_work(tmp_path):
+    folder, _, _ = tiny_folder(tmp_path / "m", blocks=2, hidden_act="gelu")
+    with pytest.raises(PreflightError, match="hidden_act"):
+        run(folder, "q4_0", tmp_path / "out" / "m.gguf")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pitfall_10_a_quantizer_that_fails_is_a_clear_error(tmp_path):
+    source = tmp_path / "broken.gguf"
+    source.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(RuntimeDiedError, match="quantizing to Q4_0"):
+        quantize(source, tmp_path / "out.gguf", resolve("q4_0"), threads=1)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_pitfall_11_types_and_fallbacks_are_foretold(tmp_path):
+    """Hidden 192 is no multiple of 256: most matrices of a K-quant fall back."""
+    folder, model, hf = tiny_folder(
+        tmp_path / "m",
+        blocks=9,
+        hidden_size=192,
+        head_dim=64,
+        num_attention_heads=8,
+        tie_word_embeddings=True,
+        intermediate_size=512,
+    )
+    from clp_edge.export.gguf import tokenizer as tokenizers
+    from clp_edge.export.gguf.writer import write_f16
+
+    source = tmp_path / "f16.gguf"
+    entries = tokenizers.entries(model.config, hf)
+    write_f16(folder, source, config=model.config, tokenizer_entries=entries, metadata={})
+    rows = {row.gguf_name: row for row in families.tensors(model.config)}
+    for target in all_targets():
+        if target.quantization == "F16":
+            continue
+        out = tmp_path / f"{target.quantization}.gguf"
+        lines = quantize(source, out, target, threads=2)
+        found = census(out, target)
+        foretold = {
+            name: predict(target.quantization, name, row.shape[-1], blocks=9, grouped=4, tied=True)[
+                0
+            ]
+            if len(row.shape) > 1
+            else "F32"
+            for name, row in rows.items()
+        }
+        assert foretold == found.types, target.name
+        planned = plan(model.config, hf, target)
+        assert planned.bits_per_weight == pytest.approx(found.bits_per_weight, rel=1e-6)
+        assert planned.fallback_tensors == len(found.fallback), target.name
+        if "_K" in target.quantization or target.quantization == "IQ4_XS":
+            assert len(found.fallback) == 9 * 5, target.name
+            assert f" {len(found.fallback)} of" in lines[-1], target.name
+            assert any("bits per weight" in note for note in planned.notes)
+        else:
+            assert found.fallback == (), target.name
