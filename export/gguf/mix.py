@@ -6,7 +6,7 @@ what its quantizer does (llama.cpp, src/llama-quant.cpp); the finished file is w
 test compares both.
 
 >>> predict("Q4_K_M", "blk.0.ffn_up.weight", 576, blocks=30, grouped=3, tied=True)
-('Q5_0', True)
+'Q5_0'
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BASE = {
     "Q3_K_S": "Q3_K", "Q3_K_M": "Q3_K", "Q3_K_L": "Q3_K",
 }  # fmt: skip
 _FALLBACK = {
-    "Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL",
+    "Q2_K": "Q4_0", "Q3_K": "Q4_0", "IQ4_XS": "IQ4_NL",
     "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
 
@@ -49,7 +49,7 @@ def _down(mix: str, block: int, blocks: int, base: str) -> str:
     if mix == "Q2_K":
         return "Q3_K"
     if mix == "Q3_K_M":
-        return "Q5_K" if block < blocks // 16 else "Q4_K" if _more(block, blocks) else "Q3_K"
+        return "Q5_K" if block < blocks // 16 else "Q4_K"
     if mix == "Q3_K_L":
         return "Q5_K"
     if mix in ("Q4_K_M", "Q5_K_M") and _more(block, blocks):
@@ -59,16 +59,14 @@ def _down(mix: str, block: int, blocks: int, base: str) -> str:
     return base
 
 
-def predict(
-    mix: str, name: str, row: int, *, blocks: int, grouped: int, tied: bool
-) -> tuple[str, bool]:
-    """The type of a matrix and whether it is a fallback.
+def predict(mix: str, name: str, row: int, *, blocks: int, grouped: int, tied: bool) -> str:
+    """The type of a matrix.
 
     Args: `mix` llama.cpp's type name; `row` the width of a row; `grouped` query heads per key head;
     `tied` whether the embedding is the head too.
     """
     if mix in ("F16", "BF16"):
-        return mix, False
+        return mix
     base = _BASE.get(mix, mix)
     kind = base
     match = re.match(r"blk\.(\d+)\.(\w+)\.", name)
@@ -77,7 +75,7 @@ def predict(
     if role == "output.weight" or (tied and role == "token_embd.weight"):
         kind = base if base == "Q8_0" else "Q6_K"
         if row % 256:  # chosen, not fallen back to
-            return "Q8_0", False
+            return "Q8_0"
     elif role == "attn_v":
         kind = _value(mix, block, blocks, grouped, base)
     elif role == "ffn_down":
@@ -85,9 +83,19 @@ def predict(
     elif role == "attn_output":
         kind = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, base)
     if row % block_size(kind) == 0:
-        return kind, False
+        return kind
     smaller = _FALLBACK.get(kind, "F16")
-    return (smaller if row % block_size(smaller) == 0 else "F16"), True
+    return smaller if row % block_size(smaller) == 0 else "F16"
+
+
+def falls_back(mix: str, name: str, row: int, *, tied: bool) -> bool:
+    """Whether a matrix's rows do not fit the type asked for, so that it takes another.
+
+    The head is left out: it gets a wider type in any case.
+    """
+    if mix in ("F16", "BF16") or name == ("token_embd.weight" if tied else "output.weight"):
+        return False
+    return row % block_size(_BASE.get(mix, mix)) != 0
 
 
 def block_size(kind: str) -> int:

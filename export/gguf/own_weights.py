@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, quants
 
 from clp_edge.export.gguf import families
+from clp_edge.export.gguf.contents import Contents
 from clp_edge.export.gguf.reference import Comparison, compare_logits
 
 _SAMPLED_ROWS = 64
@@ -33,17 +33,17 @@ def tensor_errors(path: Path, source: Path) -> dict[str, float]:
 
     Both files hold the same tensors; a type without a known bound counts as exceeding.
     """
-    originals = {tensor.name: tensor for tensor in GGUFReader(source).tensors}
+    made, originals = Contents(path), Contents(source)
     found = {}
-    for tensor in GGUFReader(path).tensors:
-        rows = np.linspace(0, len(tensor.data) - 1, num=_SAMPLED_ROWS).astype(np.int64)
-        picked = np.unique(rows)
-        stored = quants.dequantize(tensor.data[picked], tensor.tensor_type).astype(np.float64)
-        original = originals[tensor.name].data[picked].astype(np.float64)
+    for name in made.tensors:
+        last = made.rows(name) - 1
+        rows = np.unique(np.linspace(0, last, num=_SAMPLED_ROWS).astype(np.int64))
+        original = originals.values(name, rows).astype(np.float64)
+        difference = made.values(name, rows) - original
         size = float(np.sqrt(np.mean(original**2)))
-        error = float(np.sqrt(np.mean((stored - original) ** 2))) / max(size, 1e-12)
-        if not error <= _WORST.get(tensor.tensor_type.name, -1.0):
-            found[tensor.name] = error
+        error = float(np.sqrt(np.mean(difference**2))) / max(size, 1e-12)
+        if not error <= _WORST.get(made.type_name(name), -1.0):
+            found[name] = error
     return found
 
 
@@ -60,12 +60,10 @@ def own_weights(
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
     ).eval()
-    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    made = Contents(path)
     parameters = model.state_dict()
     for row in families.tensors(config):
-        tensor = tensors[row.gguf_name]
-        values = torch.from_numpy(quants.dequantize(tensor.data, tensor.tensor_type).copy())
-        values = values.reshape(row.shape).float()
+        values = torch.from_numpy(made.values(row.gguf_name)).reshape(row.shape)
         if row.heads is not None:
             values = families.unpermute(values, row.heads)
         parameters[row.hf_name].copy_(values)

@@ -10,7 +10,7 @@ from gguf import GGUFValueType
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.export.base import ExportPlan
 from clp_edge.export.gguf import families, tokenizer
-from clp_edge.export.gguf.mix import predict, stored_bytes
+from clp_edge.export.gguf.mix import falls_back, predict, stored_bytes
 from clp_edge.export.gguf.tokenizer import Entry
 from clp_edge.export.targets import Target
 
@@ -64,21 +64,22 @@ def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int, int]:
     grouped = int(config.num_attention_heads) // int(config.num_key_value_heads)
     size = padding = parameters = fallback = 0
     for row in families.tensors(config):
-        kind, fell = "F32", False
+        kind = "F32"
         if len(row.shape) > 1:
-            kind, fell = predict(
+            tied, width = bool(config.tie_word_embeddings), row.shape[-1]
+            kind = predict(
                 target.quantization,
                 row.gguf_name,
-                row.shape[-1],
+                width,
                 blocks=int(config.num_hidden_layers),
                 grouped=grouped,
-                tied=bool(config.tie_word_embeddings),
+                tied=tied,
             )
+            fallback += falls_back(target.quantization, row.gguf_name, width, tied=tied)
         one = stored_bytes(kind, row.elements)
         size += one
         padding += -one % _ALIGNMENT
         parameters += row.elements
-        fallback += fell
     return size, padding, parameters, fallback
 
 

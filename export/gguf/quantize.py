@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf import GGUFReader
-
-from clp_edge.errors import ClpEdgeError
-from clp_edge.export.gguf.mix import block_size
+from clp_edge.export.gguf.contents import Contents
+from clp_edge.export.gguf.mix import falls_back
 from clp_edge.export.targets import Target
 from clp_edge.runtimes import run_in_child
 
@@ -33,33 +31,23 @@ class Census:
 
 
 def census(path: Path, target: Target) -> Census:
-    """Read a finished file's header. Raises ClpEdgeError where it is no GGUF file."""
-    try:
-        tensors = GGUFReader(path).tensors
-    except (OSError, ValueError, IndexError) as error:
-        raise ClpEdgeError(f"{path} cannot be read as GGUF ({error})") from error
-    need = 1 if target.quantization in ("F16", "BF16") else _block(target)
-    names = {t.name for t in tensors}
-    head = "output.weight" if "output.weight" in names else "token_embd.weight"
-    parameters = sum(int(t.n_elements) for t in tensors)
-    size = sum(int(t.n_bytes) for t in tensors)
+    """Read a finished file's header. Raises ClpEdgeError where it is no whole GGUF file."""
+    made = Contents(path)
+    tensors = made.tensors.values()
+    tied = "output.weight" not in made.tensors
+    parameters = sum(t.elements for t in tensors)
+    size = sum(t.bytes for t in tensors)
     return Census(
         bytes=path.stat().st_size,
         parameters=parameters,
         bits_per_weight=8.0 * size / parameters,
-        types={t.name: t.tensor_type.name for t in tensors},
+        types={name: made.type_name(name) for name in made.tensors},
         fallback=tuple(
             t.name
             for t in tensors
-            if len(t.shape) > 1 and t.name != head and int(t.shape[0]) % need != 0
+            if len(t.shape) > 1 and falls_back(target.quantization, t.name, t.shape[0], tied=tied)
         ),
     )
-
-
-def _block(target: Target) -> int:
-    """Numbers in a block of the target's type: 256 for the K-quants, 32 for the older ones."""
-    name = target.quantization
-    return block_size(name.removesuffix("_M").removesuffix("_S").removesuffix("_L"))
 
 
 def quantize(source: Path, destination: Path, target: Target, *, threads: int) -> list[str]:

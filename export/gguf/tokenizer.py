@@ -10,14 +10,16 @@ A source that is a GGUF file brings its keys along (`tokenizer.gguf`); they are 
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader, GGUFValueType, TokenType
+from gguf import GGUFValueType, TokenType
 from jinja2 import TemplateError
 
-from clp_edge.errors import ClpEdgeError, UnsupportedModelError
+from clp_edge.errors import UnsupportedModelError
+from clp_edge.models.gguf_header import read_header
 
 CARRIED_FILE = "tokenizer.gguf"
 
@@ -252,19 +254,16 @@ def _vocabulary(tokenizer: Any, size: int) -> tuple[list[str], list[int]]:
 
 def carried_entries(config: Any, path: Path) -> list[Entry]:
     """The `tokenizer.*` keys of a tensor-less GGUF file, exactly as they are (PITFALLS 13)."""
-    try:
-        fields = GGUFReader(path).fields
-    except (OSError, ValueError, IndexError) as error:
-        raise ClpEdgeError(f"{path.name} cannot be read ({error})", "make the folder again") from (
-            error
-        )
     found = []
-    for key, part in fields.items():
-        if not key.startswith("tokenizer."):
+    for name, key in read_header(path).keys.items():
+        if not name.startswith("tokenizer."):
             continue
-        sub = part.types[-1] if part.types[0] == GGUFValueType.ARRAY else None
-        found.append(Entry(key, part.contents(), part.types[0], sub))
-    tokens = next((entry.value for entry in found if entry.key == "tokenizer.ggml.tokens"), [])
+        kind, inner = struct.unpack_from("<II", key.raw.ljust(8, b"\0"))
+        is_array = kind == GGUFValueType.ARRAY
+        sub_kind = GGUFValueType(inner) if is_array else None
+        if not is_array or key.value:
+            found.append(Entry(name, key.value, GGUFValueType(kind), sub_kind))
+    tokens = next((e.value for e in found if e.key == "tokenizer.ggml.tokens"), [])
     if len(tokens) != config.vocab_size:
         raise UnsupportedModelError(
             f"{path.name} holds {len(tokens)} tokens and the embedding {config.vocab_size} rows"

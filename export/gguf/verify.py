@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, GGUFValueType
 
-from clp_edge.errors import RuntimeDiedError, VerificationError
+from clp_edge.errors import ClpEdgeError, RuntimeDiedError, VerificationError
 from clp_edge.export.gguf import families, tokenizer
+from clp_edge.export.gguf.contents import Contents
 from clp_edge.export.gguf.own_weights import own_weights, tensor_errors
 from clp_edge.export.gguf.reference import Comparison, Reference
 from clp_edge.export.gguf.rope import read_rope
@@ -83,47 +83,44 @@ def _require(holds: bool, file: Path, what: str, cure: str = "") -> None:
         )
 
 
-def check_structure(path: Path, config: Any) -> None:
-    """The block count, per-block arrays and tensors agree with each other and with the config."""
+def read_back(path: Path) -> Contents:
+    """The finished file's head; a truncated one is a failed verification."""
     try:
-        reader = GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise VerificationError(
-            f"{path.name} failed verification: it cannot be read ({error})"
-        ) from (error)
+        return Contents(path)
+    except ClpEdgeError as error:
+        raise VerificationError(f"{path.name} failed verification: {error.cause}") from error
+
+
+def check_structure(made: Contents, path: Path, config: Any) -> None:
+    """The block count, per-block arrays and tensors agree with each other and with the config."""
     arch = families.family_of(config).architecture
     blocks = int(config.num_hidden_layers)
-    stated = reader.fields[f"{arch}.block_count"].contents()
+    stated = made.header.value(f"{arch}.block_count")
     _require(stated == blocks, path, f"it says {stated} blocks, the model has {blocks}")
-    for key, part in reader.fields.items():
-        if key.startswith(f"{arch}.") and part.types[0] == GGUFValueType.ARRAY:
-            length = len(part.contents())
-            _require(length == blocks, path, f"{key} has {length} entries for {blocks} blocks")
+    for name, key in made.header.keys.items():
+        if name.startswith(f"{arch}.") and isinstance(key.value, list):
+            length = len(key.value)
+            _require(length == blocks, path, f"{name} has {length} entries for {blocks} blocks")
     expected = {row.gguf_name: row.shape for row in families.tensors(config)}
     expected |= {name: value.shape for name, value in families.computed_tensors(config).items()}
-    found = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
+    found = {name: made.shape(name) for name in made.tensors}
     wrong = sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n))
     _require(not wrong, path, f"tensors missing, added or of another shape: {wrong[:5]}")
 
 
-def check_rope(path: Path, config: Any, inverse_frequencies: np.ndarray) -> float:
+def check_rope(made: Contents, path: Path, config: Any, inverse_frequencies: np.ndarray) -> float:
     """The rotations the file asks for are transformers' own, at every length (PITFALLS 15).
 
     Returns the largest relative difference of a frequency.
     """
-    reader = GGUFReader(path)
-    arch = families.family_of(config).architecture
-
-    def key(name: str, default: float) -> float:
-        part = reader.fields.get(f"{arch}.rope.{name}")
-        return float(part.contents()) if part is not None else default
-
-    size = int(key("dimension_count", 0))
+    prefix = f"{families.family_of(config).architecture}.rope"
+    size = int(made.header.value(f"{prefix}.dimension_count", 0))
+    base = float(made.header.value(f"{prefix}.freq_base", 10_000.0))
     pairs = np.arange(0, size, 2, dtype=np.float64)
-    written = key("freq_base", 10_000.0) ** (-pairs / size) / key("scaling.factor", 1.0)
-    for tensor in reader.tensors:
-        if tensor.name == "rope_freqs.weight":
-            written = written / tensor.data.astype(np.float64)
+    written = base ** (-pairs / max(size, 1))
+    written = written / float(made.header.value(f"{prefix}.scaling.factor", 1.0))
+    if "rope_freqs.weight" in made.tensors:
+        written = written / made.values("rope_freqs.weight").reshape(-1)
     same = written.shape == inverse_frequencies.shape
     _require(same, path, f"it rotates {written.size} pairs, not {inverse_frequencies.size}")
     worst = float(np.max(np.abs(written / inverse_frequencies - 1.0)))
@@ -274,8 +271,9 @@ def verify(
     Raises VerificationError naming the check and its numbers, also when llama.cpp dies of the file.
     """
     exact = target.quantization == "F16"
-    check_structure(path, config)
-    rope = check_rope(path, config, reference.inverse_frequencies)
+    made = read_back(path)
+    check_structure(made, path, config)
+    rope = check_rope(made, path, config, reference.inverse_frequencies)
     if source is not None:
         check_tensors(path, source)
     room = max(len(reference.ids), len(reference.prompt) + 64)

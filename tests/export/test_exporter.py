@@ -134,9 +134,7 @@ def test_pitfall_11_types_and_fallbacks_are_foretold(tmp_path):
         lines = quantize(source, out, target, threads=2)
         found = census(out, target)
         foretold = {
-            name: predict(target.quantization, name, row.shape[-1], blocks=9, grouped=4, tied=True)[
-                0
-            ]
+            name: predict(target.quantization, name, row.shape[-1], blocks=9, grouped=4, tied=True)
             if len(row.shape) > 1
             else "F32"
             for name, row in rows.items()
