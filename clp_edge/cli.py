@@ -197,6 +197,7 @@ def compress(
             command=shlex.join(["clp-edge", *sys.argv[1:]]),
         )
         ui.note("looking at the model and the machine")
+        _import_torch()
         from clp_edge import pipeline
 
         plan = pipeline.preflight(asked)
@@ -276,6 +277,23 @@ def targets(
         return
     rows = [(t.name, ", ".join(t.aliases), t.advice) for t in found]
     ui.table("targets", ("target", "also", "advice"), rows)
+
+
+def _import_torch() -> None:
+    """Import torch with OpenMP threads that sleep while they wait, unless the user chose otherwise.
+
+    By default they spin, and one busy neighbour on the same cores then makes every small operation
+    ten times slower (measured: docs/LOG.md). libgomp reads the variable once, when it is loaded;
+    it is taken back, so that the runtimes' processes, which are timed, start as they always do.
+    """
+    name = "OMP_WAIT_POLICY"
+    if name in os.environ or "torch" in sys.modules:
+        return
+    os.environ[name] = "PASSIVE"
+    try:
+        import torch  # noqa: F401
+    finally:
+        del os.environ[name]
 
 
 def _ui(quiet: bool, json_output: bool) -> Ui:

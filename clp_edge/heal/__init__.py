@@ -225,18 +225,19 @@ def _refit(
 ) -> tuple[float, float, float]:
     """Fold the best refit into the tail: held-back KL, the ridge that gave it, R²."""
     down = tail.trained[segment.first - 1].get_submodule(body.family.down_projection)
-    original = down.weight.detach().clone()
+    weight = down.get_parameter("weight")
+    original = weight.detach().clone()
     tried: list[tuple[float, float, float, Tensor]] = []
     for number, ridge in enumerate(RIDGES):
         change = sums.change(ridge)
         with torch.no_grad():
-            down.weight.copy_(original + change.to(original.dtype))
+            weight.copy_(original + change.to(original.dtype))
         kl = tail_kl(body, held, tail, batch=batch)
-        tried.append((kl, ridge, sums.explained(change), down.weight.detach().clone()))
+        tried.append((kl, ridge, sums.explained(change), weight.detach().clone()))
         progress(number + 1, len(RIDGES), f"refit with lambda {ridge:g}: KL {kl:.3f}")
-    kl, ridge, explained, weight = min(tried, key=lambda entry: entry[0])
+    kl, ridge, explained, best = min(tried, key=lambda entry: entry[0])
     with torch.no_grad():
-        down.weight.copy_(weight)
+        weight.copy_(best)
     return kl, ridge, explained
 
 

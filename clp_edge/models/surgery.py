@@ -80,7 +80,7 @@ def remove_blocks(model: Any, dropped: Iterable[int]) -> None:
     for index, block in enumerate(kept):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                vars(module)["layer_idx"] = index
 
 
 def _configs(model: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from clp_edge import export
+import clp_edge.export as export
 from clp_edge.export.targets import resolve
 from clp_edge.models.families import family_of
 from clp_edge.models.source import (

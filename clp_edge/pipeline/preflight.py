@@ -10,13 +10,14 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import torch
 
-from clp_edge import export
+import clp_edge.export as export
 from clp_edge.config import CompressConfig
 from clp_edge.data import Documents, read_documents
 from clp_edge.errors import ClpEdgeError, PreflightError, UsageError
@@ -109,7 +110,7 @@ def preflight(config: CompressConfig) -> Plan:
     Raises PreflightError with every problem that was found.
     """
     problems = Problems()
-    targets = [problems.attempt(lambda name=name: resolve(name)) for name in config.targets]
+    targets = [problems.attempt(partial(resolve, name)) for name in config.targets]
     if any(target is not None for target in targets):
         available, reason = llama_cpp_available()
         if not available:
@@ -131,6 +132,7 @@ def preflight(config: CompressConfig) -> Plan:
         problems.attempt(lambda: family_of(model_config))
     tokenizer = problems.attempt(lambda: load_tokenizer(source))
     problems.raise_if_any()
+    assert model_config is not None
 
     blocks = int(model_config.num_hidden_layers)
     count = problems.attempt(lambda: config.cut.count(blocks))
