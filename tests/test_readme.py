@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[bool, tuple[str, ...]]] = {
     "compress": (True, ("--dry-run",)),
     "inspect": (True, ()),
     "doctor": (False, ()),
+    "targets": (False, ()),
 }
 TEXT_FLAGS = {"--calibration": 1, "--eval-text": 2}
 

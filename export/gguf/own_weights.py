@@ -16,6 +16,7 @@ import torch
 from clp_edge.export.gguf import families
 from clp_edge.export.gguf.contents import Contents
 from clp_edge.export.gguf.reference import Comparison, compare_logits
+from clp_edge.models.quiet import quiet
 
 _SAMPLED_ROWS = 64
 # Bounds on the relative error (root mean square) of a tensor; one in the wrong place has about 1.4.
@@ -57,9 +58,10 @@ def own_weights(
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-    ).eval()
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+        ).eval()
     made = Contents(path)
     parameters = model.state_dict()
     for row in families.tensors(config):

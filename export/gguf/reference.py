@@ -13,6 +13,7 @@ from clp_edge.errors import ClpEdgeError
 from clp_edge.export.gguf.families import context_length
 from clp_edge.export.gguf.rope import read_rope
 from clp_edge.metrics import token_kl, top1_agreement
+from clp_edge.models.quiet import quiet
 
 _TEXT = """The harbour froze early that winter, and by the second week of December the ferries had \
 stopped running altogether. People walked across the ice with sledges full of flour, lamp oil and \
@@ -87,9 +88,10 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) 
     """Load the folder in float32, and ask. Needs 4 bytes of memory per parameter."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-    ).eval()
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+        ).eval()
     ids = reference_ids(config, hf)
     logits = model(torch.tensor([ids]), use_cache=False).logits[0].float()
     if not bool(torch.isfinite(logits).all()):

@@ -263,7 +263,7 @@ def carried_entries(config: Any, path: Path) -> list[Entry]:
         sub_kind = GGUFValueType(inner) if is_array else None
         if not is_array or key.value:
             found.append(Entry(name, key.value, GGUFValueType(kind), sub_kind))
-    tokens = next((e.value for e in found if e.key == "tokenizer.ggml.tokens"), [])
+    tokens: list[str] = next((e.value for e in found if e.key == "tokenizer.ggml.tokens"), [])
     if len(tokens) != config.vocab_size:
         raise UnsupportedModelError(
             f"{path.name} holds {len(tokens)} tokens and the embedding {config.vocab_size} rows"
