@@ -46,13 +46,15 @@ class ChildDiedError(RuntimeDiedError):
 class ChildProcess:
     """One child that holds a runtime. Not thread-safe: one request at a time."""
 
-    def __init__(self, what: str, *, timeout_s: float) -> None:
+    def __init__(
+        self, what: str, *, timeout_s: float, environment: dict[str, str] | None = None
+    ) -> None:
         self.what = what
         self.timeout_s = timeout_s
         handle, name = tempfile.mkstemp(prefix="clp-edge-", suffix=".log")
         self.log_path = Path(name)
         # PYTHONSAFEPATH (3.11+): a folder of the user's called `gguf` or `llama_cpp` is not ours
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        ours = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "clp_edge.runtimes.child"],
@@ -60,7 +62,7 @@ class ChildProcess:
                 stdout=subprocess.PIPE,
                 stderr=handle,
                 bufsize=0,
-                env=environment,
+                env={**os.environ, **ours},
             )
         finally:
             os.close(handle)
