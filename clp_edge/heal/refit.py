@@ -24,7 +24,7 @@ from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError
 
-RIDGES = (0.03, 0.1, 0.3, 1.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3)
 """lambda, relative to the mean diagonal of the weighted Gram; chosen on held-back text."""
 
 
