@@ -180,7 +180,9 @@ def compress(
             model=model,
             targets=tuple(target) if target else ("gguf-q4",),
             cut=configuration.CutConfig(prune, drop_blocks, blocks),
-            calibration=configuration.CalibrationConfig(calibration, work.calibration_sequences),
+            calibration=configuration.CalibrationConfig(
+                calibration, work.given_sequences if calibration else work.own_sequences
+            ),
             search=configuration.SearchConfig(search, work.search_tokens),
             heal=configuration.HealConfig(heal, work.tuning_steps),
             evaluation=configuration.EvaluationConfig.with_tokens(

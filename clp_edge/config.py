@@ -29,7 +29,10 @@ EVALUATION_LENGTH = 512
 class Preset:
     """How much work each stage does."""
 
-    calibration_sequences: int
+    own_sequences: int
+    """calibration sequences where the model writes them itself"""
+    given_sequences: int
+    """calibration sequences where the user gives text, which costs less to come by"""
     search_tokens: int
     tuning_steps: int
     evaluation_sequences: int
@@ -37,9 +40,9 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset(40, 1_024, 24, 8, 5),
-    "balanced": Preset(112, 2_048, 80, 32, 8),
-    "best": Preset(480, 8_192, 480, 64, 15),
+    "quick": Preset(40, 40, 1_024, 24, 8, 5),
+    "balanced": Preset(112, 224, 2_048, 100, 32, 8),
+    "best": Preset(480, 960, 8_192, 480, 64, 15),
 }
 
 
@@ -116,7 +119,7 @@ class CalibrationConfig:
     """The text that search and healing see; `spec` None: the model writes it itself."""
 
     spec: str | None = None
-    sequences: int = PRESETS["balanced"].calibration_sequences
+    sequences: int = PRESETS["balanced"].own_sequences
     length: int = SEQUENCE_LENGTH
 
 

@@ -12,10 +12,13 @@ from clp_edge.export.base import ExportPlan
 from clp_edge.export.gguf import families, tokenizer
 from clp_edge.export.gguf.mix import falls_back, predict, stored_bytes
 from clp_edge.export.gguf.tokenizer import Entry
+from clp_edge.export.gguf.writer import hyper_parameters
 from clp_edge.export.targets import Target
 
 _ALIGNMENT = 32
-_SCALAR_BYTES = 8
+_SCALAR_BYTES = 4
+_OTHER_BYTES = 400
+"""The head of the file and the general.* and clp_edge.* keys, about."""
 
 
 def plan(
@@ -27,8 +30,8 @@ def plan(
     blocks: int | None = None,
 ) -> ExportPlan:
     """The plan for this model with `blocks` blocks. Never raises for an unsupported thing: it
-    lists it. Bytes are exact for F16 and Q8_0 up to a few hundred bytes of metadata, and an
-    estimate for the mixes (the quantizer decides)."""
+    lists it. Bytes are right to some hundred bytes of metadata for types without a mix, such as
+    F16 and Q8_0, and an estimate for the mixes, where the quantizer decides."""
     problems: list[ClpEdgeError] = []
     notes: list[str] = []
     if target.needs_importance_matrix:
@@ -48,7 +51,8 @@ def plan(
         try:
             exact, padding, parameters, fallback = _tensor_bytes(changed, target)
             bits = 8.0 * exact / parameters
-            size = exact + padding + sum(_entry_bytes(entry) for entry in entries) + 4096
+            entries += hyper_parameters(changed)
+            size = exact + padding + sum(_entry_bytes(entry) for entry in entries) + _OTHER_BYTES
         except ClpEdgeError as error:
             problems.append(error)
     if fallback:
@@ -60,7 +64,7 @@ def plan(
 
 
 def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int, int]:
-    """(bytes, bytes of padding between tensors, parameters, matrices that fall back)."""
+    """(bytes, bytes around the tensors, parameters, matrices that fall back)."""
     grouped = int(config.num_attention_heads) // int(config.num_key_value_heads)
     size = padding = parameters = fallback = 0
     for row in families.tensors(config):
@@ -79,6 +83,7 @@ def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int, int]:
         one = stored_bytes(kind, row.elements)
         size += one
         padding += -one % _ALIGNMENT
+        padding += 24 + len(row.gguf_name) + 8 * len(row.shape)  # its line in the tensor list
         parameters += row.elements
     return size, padding, parameters, fallback
 

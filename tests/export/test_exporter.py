@@ -48,7 +48,7 @@ def test_two_targets_convert_once_and_tell_their_true_size(tiny, tmp_path, monke
         bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
         assert artifact.bits_per_weight == pytest.approx(bits)
         foretold = plan(tiny.config, tiny.hf, resolve(name))
-        assert foretold.predicted_bytes == pytest.approx(artifact.bytes, rel=0.002)
+        assert foretold.predicted_bytes == pytest.approx(artifact.bytes, abs=400)
         assert foretold.bits_per_weight == pytest.approx(bits, rel=1e-6)
     assert second.name == "m.Q4_K_M"
     assert first.verify["kl"] < second.verify["kl"]
