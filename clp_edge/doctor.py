@@ -50,6 +50,7 @@ CORE = (
     Range("gguf", (0, 17)),
     Range("tokenizers", (0, 21)),
     Range("jinja2", (3, 1)),
+    Range("accelerate", (1, 1)),
     Range("psutil", (5, 9)),
     Range("rich", (13, 7)),
     Range("typer", (0, 15)),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import struct
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 from typer.testing import CliRunner
 
 from clp_edge.cli import app
@@ -29,10 +31,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in (folder / "tiny").iterdir():
         data = whole[: len(whole) // 2] if file.name == "model.safetensors" else file.read_bytes()
         (cut / file.name).write_bytes(data)
-    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
-    key = b"general.architecture"
-    header += struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, 5) + b"bogus"
-    (folder / "other.gguf").write_bytes(header + bytes(64))
+    writer = GGUFWriter(folder / "other.gguf", "bogus")
+    writer.add_tensor("token_embd.weight", np.zeros((8, 8), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return folder
 
 
@@ -114,10 +118,11 @@ def test_no_disk_space_is_found_before_any_work(place: Path, monkeypatch) -> Non
 
 
 def test_a_missing_extra_names_its_line(place: Path, monkeypatch) -> None:
-    from clp_edge.pipeline import preflight
+    import clp_edge.pipeline
 
+    assert clp_edge.pipeline  # its name `preflight` is the function; the module is meant here
     monkeypatch.setattr(
-        preflight,
+        sys.modules["clp_edge.pipeline.preflight"],
         "llama_cpp_available",
         lambda: (False, "it is not installed: pip install 'clp-edge[gguf]'"),
     )

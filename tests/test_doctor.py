@@ -17,6 +17,7 @@ GOOD = {
     "gguf": "0.19.0",
     "tokenizers": "0.22.1",
     "jinja2": "3.1.6",
+    "accelerate": "1.15.0",
     "psutil": "7.2.2",
     "rich": "15.0.0",
     "typer": "0.29.2",

@@ -61,7 +61,8 @@ def collect_tail(
 ) -> TailInputs:
     """Run the dense model over ids (sequences, tokens); keep the tail's input and the teacher."""
     total = len(body)
-    begin = tail_blocks(segment, total)[0]
+    # After a cut from block 0 on, the first block that stays reads the embeddings.
+    begin = max(segment.first - 1, 0)
     entries: list[Tensor] = []
     teachers: list[Teacher] = []
     inner: list[Tensor] = []

@@ -127,6 +127,7 @@ class OutputFolder:
     def clear_stage(self, name: str) -> Path:
         """An empty stage folder; the stage counts as not done."""
         if self.state["stages"].pop(name, None) is not None:
+            self.state["status"] = "unfinished"
             self._write()
         folder = self.stage_folder(name)
         shutil.rmtree(folder, ignore_errors=True)

@@ -172,7 +172,9 @@ def descend(
     own = _nearest(descents[0], count, starts, allowed)
     return GateOutcome(
         choice=own,
-        candidates=_around(descents, own, count, starts, allowed, settings.judged),
+        candidates=_around(
+            descents, own, everyone[0].origin, count, starts, allowed, settings.judged
+        ),
         paths=tuple(tuple(descent.path) for descent in everyone),
         losses=tuple(tuple(descent.losses) for descent in everyone),
         forward_equivalents=spent,
@@ -222,14 +224,15 @@ def _nearest(
 def _around(
     descents: Sequence[Descent],
     own: Segment,
+    best_seed: float,
     count: int,
     starts: range,
     allowed: Callable[[Segment], bool],
     limit: int,
 ) -> tuple[Segment, ...]:
-    """The gate's choice and its neighbours, then the other survivors and theirs."""
+    """The gate's choice, the best seed, a rival, the neighbours, then the other survivors."""
     middles = [_nearest(descent, count, starts, allowed).first for descent in descents]
-    wanted = [own.first, *(middles[1:2]), own.first + 1, own.first - 1]
+    wanted = [own.first, round(best_seed), *middles[1:2], own.first + 1, own.first - 1]
     wanted += [middle + offset for middle in middles[1:] for offset in (0, 1, -1)]
     possible = [Segment.from_start(s, count) for s in wanted if s in starts]
     return tuple(dict.fromkeys(segment for segment in possible if allowed(segment)))[:limit]

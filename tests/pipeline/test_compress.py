@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from clp_edge.models.anatomy import dissect
+from clp_edge.pipeline.folder import read_state
 from clp_edge.report import validate
 from tests.conftest import save_tiny_llama, write_words
 
@@ -128,11 +129,19 @@ def test_ctrl_c_leaves_a_folder_that_resumes(place: Path) -> None:
     ]  # fmt: skip
     environment = {**os.environ, "CLP_EDGE_CACHE": str(place / "cache")}
     child = subprocess.Popen(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # where the tests run in the background, SIGINT is ignored, and a child inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300
-    state = place / "stopped" / "stages" / "search" / "result.json"
-    while not state.exists() and time.monotonic() < deadline and child.poll() is None:
+    while time.monotonic() < deadline and child.poll() is None:
+        state = read_state(place / "stopped")
+        if state is not None and "search" in state["stages"]:
+            break
         time.sleep(0.02)
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=120)

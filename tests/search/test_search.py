@@ -153,10 +153,11 @@ def test_stability_counts_wins_and_says_near_ties() -> None:
 
 
 def test_costs_of_the_demo_shape_are_those_of_the_methods_page() -> None:
-    """14.2 forward equivalents for n = 6 of 30 blocks with all 25 starts, head of 8 blocks."""
+    """14.2 forward equivalents for n = 6 of 30 blocks with all 25 starts, at 256 tokens."""
     from clp_edge.search.cost import Cost
 
-    cost = Cost(blocks=30, block=1.0, head=8.0)
+    block = 2 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536) + 4 * 576 * 256 / 2
+    cost = Cost(blocks=30, block=block, head=2 * 576 * 49_152)
     segments = [Segment.from_start(s, 6) for s in range(25)]
     assert cost.oracle(segments) == pytest.approx(14.2, abs=0.1)
 
