@@ -24,7 +24,7 @@ from clp_edge.progress import Progress, silent
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """Defaults measured on the demo model (docs/LOG.md)."""
+    """Defaults as run on the demo model (docs/LOG.md); other learning rates were not compared."""
 
     steps: int = 100
     tokens: int = 512

@@ -59,7 +59,7 @@ def _budget(mass: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class GateSettings:
-    """How the gate descends; the defaults were measured on the demo model (docs/LOG.md)."""
+    """How the gate descends; the defaults work on the demo model, others were not compared yet."""
 
     rounds: int = 3
     """halvings of the starts"""
