@@ -46,6 +46,8 @@ SPEEDUPS = {
 }
 WARMUP_WINDOW = 3
 WARMUP_LIMIT = 0.05
+# At most half as many warm-up rounds as measured ones, and never more than six: a virtual machine
+# may never settle, and then the rounds are better spent on the interval.
 WARMUP_CAP = 6
 # A budget never cuts the rounds below this: an interval of fewer says nothing.
 MINIMUM_ROUNDS = 3
@@ -228,7 +230,7 @@ def _warm_up(
 
     Returns how many were made and whether they settled before the cap or the budget's share.
     """
-    cap = max(settings.warmup_rounds, WARMUP_CAP)
+    cap = max(settings.warmup_rounds, min(WARMUP_CAP, max(WARMUP_WINDOW, settings.rounds // 2)))
     window = max(min(WARMUP_WINDOW, cap), 2)
     made = 0
     while any(row.alive for row in rows):

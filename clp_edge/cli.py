@@ -282,16 +282,18 @@ def targets(
 
 
 def _import_torch() -> None:
-    """Import torch with OpenMP threads that sleep while they wait, unless the user chose otherwise.
+    """Import torch with OpenMP threads that spin briefly, then sleep, while they wait.
 
-    By default they spin, and one busy neighbour on the same cores then makes every small operation
-    ten times slower (measured: docs/LOG.md). libgomp reads the variable once, when it is loaded;
-    it is taken back, so that the runtimes' processes, which are timed, start as they always do.
+    By default libgomp's threads spin long, and one busy neighbour on the same cores then makes
+    every small operation three to ten times slower; threads that sleep at once cost a third on a
+    quiet machine (measured: docs/LOG.md). What the user has set stays. libgomp reads the variable
+    once, when it is loaded; it is taken back, so that the runtimes' processes, which are timed,
+    start as they always do.
     """
-    name = "OMP_WAIT_POLICY"
-    if name in os.environ or "torch" in sys.modules:
+    name = "GOMP_SPINCOUNT"
+    if name in os.environ or "OMP_WAIT_POLICY" in os.environ or "torch" in sys.modules:
         return
-    os.environ[name] = "PASSIVE"
+    os.environ[name] = "10000"
     try:
         import torch  # noqa: F401
     finally:

@@ -22,7 +22,10 @@ def token_kl(dense_logits: Tensor, candidate_logits: Tensor) -> Tensor:
     """
     dense = torch.log_softmax(dense_logits.float(), dim=-1)
     candidate = torch.log_softmax(candidate_logits.float(), dim=-1)
-    return (dense.exp() * (dense - candidate)).sum(dim=-1)
+    if torch.is_grad_enabled() and (dense.requires_grad or candidate.requires_grad):
+        return (dense.exp() * (dense - candidate)).sum(dim=-1)
+    gap = candidate.neg_().add_(dense)  # in place: these are as wide as the vocabulary
+    return torch.linalg.vecdot(dense.exp_(), gap)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:

@@ -135,8 +135,9 @@ class Ui:
         self._draw(drawn)
         for sample in report.get("samples", []):
             self.result(f"Prompt: {_one_line(sample['prompt'])}", style="bold")
-            self.result(f"  dense:  {_one_line(sample['dense'])}")
-            self.result(f"  pruned: {_one_line(sample['healed'])}")
+            for label, side in (("dense", "dense"), ("pruned", "healed")):
+                by = sample.get(f"{side}_by", side)
+                self.result(f"  {label} ({by}): {_one_line(sample[side])}")
             self.result("")
         for text in all_warnings(report):
             self.result(f"mind: {text}", style="yellow")

@@ -25,11 +25,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clp_edge.data.calibration import Calibration, split_sequences
+from clp_edge.data.growing_cache import growing_cache
 from clp_edge.data.packing import follows_bos
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.progress import Progress, silent
 
-VERSION = 1  # goes into the cache's key: raise it when the way of writing changes
+VERSION = 2  # goes into the cache's key: raise it when the way of writing changes
 UNUSED = re.compile(r"^[<\[]\|?(unused|reserved|pad|extra_id|dummy|placeholder)", re.I)
 REPLACEMENT = "\ufffd"  # what half a character decodes to
 
@@ -122,10 +123,9 @@ def _write(
         ids = starts[first : first + batch, None]
         if bos is not None:
             ids = torch.cat([torch.full_like(ids, bos), ids], dim=1)
-        step, cache = ids, None
+        step, cache = ids, growing_cache(model.config)
         while ids.shape[1] < length:
             out = model(step.to(model.device), past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
             step = _sample(out.logits[:, -1], banned, temperature, generator)
             ids = torch.cat([ids, step], dim=1)
             done = first * length + ids.numel()
@@ -135,19 +135,30 @@ def _write(
 
 
 def _sample(logits: Tensor, banned: Tensor, temperature: float, generator: Any) -> Tensor:
-    """(batch, 1) ids drawn from softmax(logits / temperature) without the banned ones."""
+    """(batch, 1) ids drawn from softmax(logits / temperature) without the banned ones.
+
+    By the inverse of the cumulative distribution: one random number a row instead of one a token
+    of the vocabulary, which at this batch is what torch.multinomial spends its time on.
+    """
     size = logits.shape[1]
     mask = banned[:size]
     if size > len(mask):  # a head wider than the embedding
         mask = torch.cat([mask, torch.ones(size - len(mask), dtype=torch.bool)])
-    scores = logits.float().cpu() / temperature
-    weights = torch.softmax(scores.masked_fill_(mask, -torch.inf), dim=-1)
-    if bool(weights[:, 0].isnan().any()):  # one bad logit spoils its whole row
+    scores = logits.float() / temperature
+    cumulative = torch.softmax(scores.masked_fill_(mask.to(scores.device), -torch.inf), dim=-1)
+    cumulative = cumulative.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    if bool(total.isnan().any()):  # one bad logit spoils its whole row
         raise ClpEdgeError(
             "the model's logits are not finite, so it cannot write text",
             "load it in float32, or give text with --calibration",
         )
-    return torch.multinomial(weights, 1, generator=generator)
+    drawn = torch.rand(len(logits), 1, generator=generator).to(total.device) * total
+    # The first id whose cumulative weight exceeds the draw has a weight of its own; rounding may
+    # bring the draw up to the total, where the last id with a weight is meant.
+    chosen = torch.searchsorted(cumulative, drawn, right=True)
+    last = torch.searchsorted(cumulative, total.contiguous())
+    return torch.minimum(chosen, last).cpu()
 
 
 def _first_tokens(tokenizer: Any, banned: Tensor, count: int, generator: Any) -> Tensor:

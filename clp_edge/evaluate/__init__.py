@@ -1,6 +1,6 @@
 """How good a model or an artifact is: perplexity, KL to the dense model, sane generations."""
 
-from clp_edge.evaluate.generation import Answer, Sanity, sample, sanity
+from clp_edge.evaluate.generation import Answer, Generate, Sanity, sample, sample_artifact, sanity
 from clp_edge.evaluate.perplexity import (
     DenseReference,
     Quality,
@@ -12,11 +12,13 @@ from clp_edge.evaluate.perplexity import (
 __all__ = [
     "Answer",
     "DenseReference",
+    "Generate",
     "Quality",
     "Sanity",
     "measure_artifact",
     "measure_dense",
     "measure_model",
     "sample",
+    "sample_artifact",
     "sanity",
 ]

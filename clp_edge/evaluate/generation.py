@@ -15,14 +15,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 Generate = Callable[[str, int], str]
 """(prompt, most new tokens) -> the new text alone."""
+
+
+
+class GreedySession(Protocol):
+    """An open artifact; `clp_edge.runtimes.Session` is one."""
+
+    def generate(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
+        """Greedy continuation, without the prompt and without end tokens."""
+        ...
+
 
 SMALL_WORDS = "the a an and or of to in is are was it that this for on with as by be at from its"
 ENGLISH_WORDS = frozenset(SMALL_WORDS.split())
@@ -115,18 +125,20 @@ def sanity(generate: Generate) -> Sanity:
     return Sanity(tuple(answers))
 
 
-@torch.no_grad()
-def sample(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 64) -> str:
-    """The model's greedy answer to a prompt, without the prompt and without special tokens.
-
-    With a chat template the prompt is the user's turn; without one the text is continued.
-    """
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """The ids to continue: the user's turn of the chat template, or without one the plain text."""
     chat = getattr(tokenizer, "chat_template", None)
     if chat:
         turn = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     # A template writes its own BOS.
-    ids = tokenizer.encode(prompt, add_special_tokens=not chat)
+    return tokenizer.encode(prompt, add_special_tokens=not chat)
+
+
+@torch.no_grad()
+def sample(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 64) -> str:
+    """The model's greedy answer to a prompt, without the prompt and without special tokens."""
+    ids = prompt_ids(tokenizer, prompt)
     given = torch.tensor([ids], device=model.device)
     ends = _end_ids(model, tokenizer)
     made = model.generate(
@@ -144,6 +156,14 @@ def sample(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int = 64) ->
         pad_token_id=ends[0] if ends else 0,
     )
     return tokenizer.decode(made[0, len(ids) :].tolist(), skip_special_tokens=True).strip()
+
+
+def sample_artifact(
+    session: GreedySession, tokenizer: Any, prompt: str, max_new_tokens: int = 64
+) -> str:
+    """The same from a written artifact, in its own runtime."""
+    made = session.generate(prompt_ids(tokenizer, prompt), max_new_tokens)
+    return tokenizer.decode(made, skip_special_tokens=True).strip()
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -180,7 +180,8 @@ class _Tally:
                 "compare models of one vocabulary",
             )
         candidate = candidate.to(dense.device)
-        if not bool(torch.isfinite(candidate).all()):
+        kl = token_kl(dense, candidate)
+        if not bool(torch.isfinite(kl).all()):  # one logit that is not finite spoils its row
             raise VerificationError(
                 f"logits of sequence {len(self.nll)} are not finite",
                 "the weights overflow at this precision; try another --dtype or --target",
@@ -189,7 +190,7 @@ class _Tally:
         targets = self.reference.ids[len(self.nll), start + 1 : stop + 1].to(dense.device)
         predicted = candidate[: len(targets)]
         self._sums[0] += token_nll(predicted, targets).double().sum().item()
-        self._sums[1] += token_kl(dense, candidate).double().sum().item()
+        self._sums[1] += kl.double().sum().item()
         self._sums[2] += top1_agreement(dense, candidate).double().sum().item()
         self._position = stop
 

@@ -22,7 +22,7 @@ from clp_edge.pipeline.run import Run
 from clp_edge.progress import Progress
 from clp_edge.search import search
 
-OWN_TEXT_BATCH = 56
+OWN_TEXT_BATCH = 128
 """sequences written at once: enough to keep the matrix products busy"""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from clp_edge.progress import Progress
 from clp_edge.runtimes import open_artifact
 
 SAMPLE_PROMPT = "What is the capital of France, and what is it known for?"
+TALK_CONTEXT = 512
+"""tokens that the prompts and their answers need at most"""
 
 
 def evaluate_stage(run: Run, room: Path, progress: Progress) -> dict[str, Any]:
@@ -34,7 +37,10 @@ def evaluate_stage(run: Run, room: Path, progress: Progress) -> dict[str, Any]:
     body = run.body()
     reference = evaluate.DenseReference.build(body, run.evaluation_ids, spill_folder=room)
     quality = {"dense": evaluate.measure_dense(reference, part("dense"))}
-    dense_answers = talk(run, body.model)
+    speakers = _speakers(artifacts)
+    said: dict[str, dict[str, Any]] = {}
+    if speakers["dense"] == "dense":
+        said["dense"] = _talk(partial(evaluate.sample, body.model, run.plan.tokenizer))
     pruned = dissect(run.pruned())
     quality["pruned"] = evaluate.measure_model(
         pruned, run.evaluation_ids, reference, part("pruned")
@@ -52,38 +58,50 @@ def evaluate_stage(run: Run, room: Path, progress: Progress) -> dict[str, Any]:
     quality["healed"] = evaluate.measure_model(
         healed, run.evaluation_ids, reference, part("healed")
     )
-    healed_answers = talk(run, healed.model)
+    if speakers["healed"] == "healed":
+        said["healed"] = _talk(partial(evaluate.sample, healed.model, run.plan.tokenizer))
     reference = evaluate.DenseReference(reference.ids, reference.hidden, healed.logits)
     del body
     run.let_go()
     for artifact in artifacts:
+        name = artifact["name"]
+        step = part(name)
         with open_artifact(
             run.plan.out / artifact["path"],
             threads=run.plan.threads,
-            context=run.plan.evaluation_length,
+            context=max(run.plan.evaluation_length, TALK_CONTEXT),
         ) as session:
-            quality[artifact["name"]] = evaluate.measure_artifact(
-                session, run.evaluation_ids, reference, part(artifact["name"])
-            )
+            quality[name] = evaluate.measure_artifact(session, run.evaluation_ids, reference, step)
+            if name in speakers.values():
+                said[name] = _talk(partial(evaluate.sample_artifact, session, run.plan.tokenizer))
+    dense, healed_by = speakers["dense"], speakers["healed"]
     return {
         "quality": {name: asdict(value) for name, value in quality.items()},
         "samples": [
             {
                 "prompt": SAMPLE_PROMPT,
-                "dense": dense_answers["sample"],
-                "healed": healed_answers["sample"],
+                "dense": said[dense]["sample"],
+                "healed": said[healed_by]["sample"],
+                "dense_by": dense,
+                "healed_by": healed_by,
             }
         ],
-        "sanity": {"dense": dense_answers["sanity"], "healed": healed_answers["sanity"]},
+        "sanity": {name: answers["sanity"] for name, answers in said.items()},
     }
 
 
-def talk(run: Run, model: Any) -> dict[str, Any]:
+def _speakers(artifacts: list[dict[str, Any]]) -> dict[str, str]:
+    """Who answers the prompts for each side: the first file of that side, since that is what the
+    device will run; where there is none, the torch model."""
+    found = {"dense": "dense", "healed": "healed"}
+    for artifact in reversed(artifacts):
+        if artifact["variant"] in found:
+            found[artifact["variant"]] = artifact["name"]
+    return found
+
+
+def _talk(answer: evaluate.Generate) -> dict[str, Any]:
     """A sample of text, and the sanity prompts (pitfall 22)."""
-
-    def answer(prompt: str, limit: int) -> str:
-        return evaluate.sample(model, run.plan.tokenizer, prompt, limit)
-
     checked = evaluate.sanity(answer)
     return {
         "sample": answer(SAMPLE_PROMPT, 48),
@@ -113,6 +131,3 @@ def bench_stage(run: Run, room: Path, progress: Progress) -> dict[str, Any]:
         seed=run.config.seed,
     )
     return {"bench": run_bench(items, settings, progress=progress)}
-
-
-# --- report -------------------------------------------------------------------------------

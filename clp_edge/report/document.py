@@ -176,7 +176,12 @@ REPORT = Record(
         "environment": dict,
     },
     {
-        "samples": ListOf(Record({"prompt": str, "dense": str, "healed": str})),
+        "samples": ListOf(
+            Record(
+                {"prompt": str, "dense": str, "healed": str},
+                {"dense_by": str, "healed_by": str},  # the rows of `quality` that wrote them
+            )
+        ),
         "warnings": ListOf(str),
     },
 )

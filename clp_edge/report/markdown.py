@@ -228,7 +228,9 @@ def _samples(report: Mapping[str, Any]) -> list[str]:
     parts = ["## The same prompt, before and after"]
     for sample in samples:
         lines = [("Prompt", "prompt"), ("Dense", "dense"), ("Pruned", "healed")]
-        parts += [f"**{title}**\n\n{_quote(sample[key])}" for title, key in lines]
+        for title, key in lines:
+            by = f" ({sample[f'{key}_by']})" if f"{key}_by" in sample else ""
+            parts.append(f"**{title}**{by}\n\n{_quote(sample[key])}")
     return parts
 
 

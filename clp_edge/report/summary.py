@@ -119,11 +119,16 @@ def _quality_rows(
     if (first := _get(before, "kl")) is not None and (second := _get(after, "kl")) is not None:
         added = f"{second - first:+.3f}"
     shown = [write.percent(value) for value in agreement]
-    return [
+    rows = [
         _perplexity_row(group, "perplexity", before, after, n),
         SummaryRow(group, "KL to dense (nats)", kl[0], kl[1], added),
         SummaryRow(group, "top-1 agreement", shown[0], shown[1], points),
     ]
+    sane = [(side or {}).get("tasks", {}).get("sanity") for side in (before, after)]
+    if any(sane):
+        passed = [f"{one['passed']} of {one['total']}" if one else write.NOTHING for one in sane]
+        rows.append(SummaryRow(group, "sanity prompts passed", passed[0], passed[1], ""))
+    return rows
 
 
 def _perplexity_row(

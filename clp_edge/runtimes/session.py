@@ -159,9 +159,9 @@ def open_artifact(
             f"{path} is no artifact that a runtime opens",
             "give a .gguf file or a Hugging Face folder with a config.json",
         )
-    # Threads that spin at every barrier make an exact comparison crawl on a busy machine; a
+    # Threads that spin long at every barrier make an exact comparison crawl on a busy machine; a
     # benchmark keeps the runtime's own way of waiting.
-    waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if kv_type == "f32" else {}
+    waiting = {"GOMP_SPINCOUNT": "10000"} if kv_type == "f32" else {}
     what = f"{runtime.name} on {path.name}"
     child = ChildProcess(what, timeout_s=timeout_s, environment=waiting)
     try:

@@ -154,7 +154,7 @@ def test_pitfall_19_rounds_are_interleaved_in_a_seeded_random_order(tmp_path):
 
 
 def test_pitfall_19_warm_up_goes_on_until_the_speeds_settle(tmp_path):
-    settings = BenchSettings(prompt=8, generate=8, rounds=3, warmup_rounds=1, threads=1)
+    settings = BenchSettings(prompt=8, generate=8, rounds=12, warmup_rounds=1, threads=1)
     calm = bench(World(), [DENSE], settings, tmp_path)
     assert calm["settings"]["warmup_rounds"] == 3  # three runs that agree
     slow = bench(World(slow_start=2), [DENSE], settings, tmp_path)
@@ -163,6 +163,9 @@ def test_pitfall_19_warm_up_goes_on_until_the_speeds_settle(tmp_path):
     assert never["settings"]["warmup_rounds"] == 6
     assert any("had not settled" in text for text in never["warnings"])
     assert not any("had not settled" in text for text in slow["warnings"])
+    few = BenchSettings(prompt=8, generate=8, rounds=4, warmup_rounds=1, threads=1)
+    short = bench(World(slow_start=50), [DENSE], few, tmp_path)
+    assert short["settings"]["warmup_rounds"] == 3  # not more warming than measuring
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 5])
