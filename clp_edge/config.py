@@ -40,8 +40,8 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset(40, 40, 1_024, 24, 8, 5),
-    "balanced": Preset(112, 224, 2_048, 100, 32, 8),
+    "quick": Preset(28, 40, 512, 20, 8, 5),
+    "balanced": Preset(112, 224, 1_536, 100, 32, 8),
     "best": Preset(480, 960, 8_192, 480, 64, 15),
 }
 

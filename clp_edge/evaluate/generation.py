@@ -25,7 +25,6 @@ Generate = Callable[[str, int], str]
 """(prompt, most new tokens) -> the new text alone."""
 
 
-
 class GreedySession(Protocol):
     """An open artifact; `clp_edge.runtimes.Session` is one."""
 
