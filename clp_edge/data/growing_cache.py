@@ -20,6 +20,8 @@ STEP = 64
 class GrowingLayer(DynamicLayer):
     """One block's keys and values: (batch, heads, tokens, head size), views into larger buffers."""
 
+    keys: Tensor | None
+    values: Tensor | None
     _buffers: tuple[Tensor, Tensor] | None = None
 
     def update(

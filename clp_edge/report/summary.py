@@ -126,7 +126,9 @@ def _quality_rows(
     ]
     sane = [(side or {}).get("tasks", {}).get("sanity") for side in (before, after)]
     if any(sane):
-        passed = [f"{one['passed']} of {one['total']}" if one else write.NOTHING for one in sane]
+        passed = [
+            f"{one['passed']} of {one['total']}" if one else write.NOT_MEASURED for one in sane
+        ]
         rows.append(SummaryRow(group, "sanity prompts passed", passed[0], passed[1], ""))
     return rows
 

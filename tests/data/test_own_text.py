@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
 from clp_edge.data import evaluation_text, write_own_text
 from clp_edge.data.documents import documents_from_texts
+from clp_edge.data.growing_cache import STEP, GrowingLayer, growing_cache
 from clp_edge.data.own_text import banned_ids
 from clp_edge.errors import ClpEdgeError, UsageError
 from tests.data.test_packing import with_rule
@@ -155,3 +157,20 @@ def test_bad_sizes_and_broken_models(tokenizer):
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ClpEdgeError, match="logits are not finite"):
         write_own_text(model, tokenizer, sequences=4, length=8, seed=0)
+
+
+def test_the_growing_cache_holds_what_transformers_own_cache_holds(model):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 320, (2, STEP + 9), generator=generator)
+    grown, plain = growing_cache(model.config), DynamicCache(config=model.config)
+    assert any(type(layer) is GrowingLayer for layer in grown.layers)
+    # one token, then across the first room's end, in unequal pieces
+    with torch.no_grad():
+        for part in ids.split([1, STEP - 2, 3, 7], dim=1):
+            ours = model(part, past_key_values=grown, use_cache=True).logits
+            theirs = model(part, past_key_values=plain, use_cache=True).logits
+            torch.testing.assert_close(ours, theirs)
+    assert grown.get_seq_length() == STEP + 9
+    for ours, theirs in zip(grown.layers, plain.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)

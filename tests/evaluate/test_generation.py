@@ -15,6 +15,7 @@ from clp_edge.evaluate.generation import (
     is_the_json,
     names_the_sum,
     sample,
+    sample_artifact,
     sanity,
 )
 
@@ -118,3 +119,16 @@ def test_sample_uses_the_chat_template(tiny_llama_folder: Path) -> None:
     made = greedy_by_hand(model, ids, 8, {tokenizer.eos_token_id})
     expected = tokenizer.decode(made, skip_special_tokens=True).strip()
     assert sample(model, tokenizer, "seven ships", 8) == expected
+
+
+def test_a_files_answer_is_the_models_answer(tiny_llama_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_folder)
+
+    class Session:
+        def generate(self, ids: list[int], max_new_tokens: int) -> list[int]:
+            return greedy_by_hand(model, list(ids), max_new_tokens, {tokenizer.eos_token_id})
+
+    answer = sample_artifact(Session(), tokenizer, "the quick brown fox", 12)
+    assert answer
+    assert answer == sample(model, tokenizer, "the quick brown fox", 12)

@@ -145,3 +145,21 @@ def test_figures_keep_their_units_apart_and_their_places():
     assert [write.perplexity(v) for v in (7.123, 42.81, 1400.4)] == ["7.12", "42.8", "1,400"]
     assert write.table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |"
     assert write.interval({"median": 5.0, "low": 5.0, "high": 5.0, "n": 1}) == "5.0 (n 1)"
+
+
+def test_sanity_stands_in_the_table_where_it_was_asked():
+    report = sample_report()
+    label = "sanity prompts passed"
+    assert not any(name == label for _, name in rows(report))
+    report["quality"]["tiny-healed"]["tasks"] = {"sanity": {"passed": 2, "total": 4, "answers": []}}
+    found = {key: row for key, row in rows(report).items() if key[1] == label}
+    (row,) = found.values()
+    assert (row.before, row.after) == ("not measured", "2 of 4")
+
+
+def test_a_sample_names_the_file_that_wrote_it():
+    report = sample_report()
+    report["samples"][0].update(dense_by="tiny-dense", healed_by="tiny-healed")
+    text = render_markdown(report)
+    assert "**Dense** (tiny-dense)" in text
+    assert "**Pruned** (tiny-healed)" in text
