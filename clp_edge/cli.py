@@ -18,6 +18,7 @@ import typer
 import clp_edge
 from clp_edge import config as configuration
 from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.progress import Interruptible
 
 if TYPE_CHECKING:
     from clp_edge.pipeline import Plan
@@ -206,7 +207,8 @@ def compress(
         if dry_run:
             _print_plan(ui, asked, plan)
             return
-        outcome = pipeline.compress(asked, observer=ui, plan=plan)
+        with Interruptible(ui) as observer:
+            outcome = pipeline.compress(asked, observer=observer, plan=plan)
         if outcome.reused:
             ui.note(f"{outcome.out} holds this very run already: nothing was computed")
         ui.report(outcome.report, outcome.out)

@@ -102,8 +102,8 @@ def test_the_report_ends_with_files_and_the_verdict():
     assert "1.16x (1.12 to 1.20, n 5; ideal 1.15x)" in decode
     energy = next(line for line in lines if "energy per token" in line)
     assert energy.count("not measured") == 2
-    assert "  dense:  upon a time" in lines
-    assert "  pruned: two lines" in lines
+    assert "  dense (dense): upon a time" in lines
+    assert "  pruned (healed): two lines" in lines
     assert "mind: the machine was busy" in lines
     assert "wrote out/gguf/tiny-healed.gguf (verified)" in lines
     assert lines[-1] == report["verdict"]
