@@ -286,11 +286,11 @@ def targets(
 def _import_torch() -> None:
     """Import torch with OpenMP threads that spin briefly, then sleep, while they wait.
 
-    By default libgomp's threads spin long, and one busy neighbour on the same cores then makes
-    every small operation three to ten times slower; threads that sleep at once cost a third on a
-    quiet machine (measured: docs/LOG.md). What the user has set stays. libgomp reads the variable
-    once, when it is loaded; it is taken back, so that the runtimes' processes, which are timed,
-    start as they always do.
+    libgomp's threads spin long by default, which costs much beside a busy neighbour; threads that
+    sleep at once cost a third on a quiet machine. Measured in docs/LOG.md: a short spin costs
+    nothing when quiet, and beside a neighbour it helped long operations, not short ones. What the
+    user has set stays. libgomp reads the variable once, when it is loaded; it is taken back, so
+    that the runtimes' processes, which are timed, start as they always do.
     """
     name = "GOMP_SPINCOUNT"
     if name in os.environ or "OMP_WAIT_POLICY" in os.environ or "torch" in sys.modules:
