@@ -79,11 +79,19 @@ class Quality:
 class DenseReference:
     """The dense model over the evaluation sequences, from which its logits can be made again."""
 
-    def __init__(self, ids: Tensor, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        head: Callable[[Tensor], Tensor],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         """Args: ids (sequences, length); hidden (sequences, length, hidden) after the final norm.
 
-        `head` gives logits from such states. Any model with the dense head will do, so that the
-        dense model itself may be let go: `DenseReference(r.ids, r.hidden, healed.logits)`.
+        `head` gives logits from such states once they are on `device` in `dtype`, both those of
+        the model that the head belongs to.
         """
         if ids.dim() != 2 or hidden.shape[:2] != ids.shape:
             raise ValueError(
@@ -92,8 +100,13 @@ class DenseReference:
         self.ids = ids.cpu()
         self.hidden = hidden
         self._head = head
-        self._device = ids.device
-        self._dtype = torch.float32
+        self._device = device
+        self._dtype = dtype
+
+    def with_head(self, head: Callable[[Tensor], Tensor]) -> DenseReference:
+        """The same reference with another model's copy of the dense head, so that the dense model
+        itself may be let go; that model must have the dense one's device and dtype."""
+        return DenseReference(self.ids, self.hidden, head, device=self._device, dtype=self._dtype)
 
     @classmethod
     @torch.no_grad()
@@ -114,19 +127,17 @@ class DenseReference:
         check_sequences(ids)
         sequences, length = ids.shape
         kept: Tensor | None = None
-        dtype = torch.float32
+        device, dtype = ids.device, torch.float32
         for index in range(sequences):
             states = dense.final_hidden(ids[index : index + 1])[0]
             if kept is None:
                 shape = (sequences, length, int(states.shape[-1]))
                 kept = _room_for(shape, memory_limit_bytes, spill_folder)
-                dtype = states.dtype
+                device, dtype = states.device, states.dtype
             kept[index] = states.float().cpu()
             progress(index + 1, sequences, f"dense model, sequence {index + 1} of {sequences}")
         assert kept is not None  # check_sequences lets no empty batch pass
-        reference = cls(ids, kept, dense.logits)
-        reference._dtype = dtype
-        return reference
+        return cls(ids, kept, dense.logits, device=device, dtype=dtype)
 
     @property
     def tokens(self) -> int:

@@ -47,7 +47,7 @@ def evaluate_stage(run: Run, room: Path, progress: Progress) -> dict[str, Any]:
     )
     del pruned
     # The dense head is the healed one: the dense model itself may go.
-    reference = evaluate.DenseReference(reference.ids, reference.hidden, body.logits)
+    reference = reference.with_head(body.logits)
     healed = dissect(
         load_model(
             locate(str((run.plan.out / "hf").resolve())),
@@ -60,7 +60,7 @@ def evaluate_stage(run: Run, room: Path, progress: Progress) -> dict[str, Any]:
     )
     if speakers["healed"] == "healed":
         said["healed"] = _talk(partial(evaluate.sample, healed.model, run.plan.tokenizer))
-    reference = evaluate.DenseReference(reference.ids, reference.hidden, healed.logits)
+    reference = reference.with_head(healed.logits)
     del body
     run.let_go()
     for artifact in artifacts:

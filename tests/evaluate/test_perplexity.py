@@ -143,8 +143,31 @@ def test_only_hidden_states_are_kept(dense, ids, reference) -> None:
 
 
 def test_another_model_with_the_same_head_can_stand_in(dense, candidate, ids, reference) -> None:
-    stand_in = DenseReference(reference.ids, reference.hidden, dissect(candidate).logits)
+    stand_in = reference.with_head(dissect(candidate).logits)
     assert measure_dense(stand_in) == measure_dense(reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_another_head_keeps_the_dtype_and_the_device(dtype: torch.dtype, ids) -> None:
+    """Pitfall 29: one constructor that fell back to float32 and the CPU killed stage 7 of 8."""
+    body = dissect(tiny_model("llama", blocks=2).to(dtype))
+    seen: list[tuple[torch.dtype, torch.device]] = []
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        seen.append((states.dtype, states.device))
+        return body.logits(states.to("cpu"))
+
+    reference = DenseReference.build(body, ids)
+    other = reference.with_head(body.logits).with_head(head)
+    assert torch.equal(other.logits(1), reference.logits(1))
+    assert seen == [(dtype, ids.device)]
+    elsewhere = DenseReference(
+        ids, reference.hidden, body.logits, device=torch.device("meta"), dtype=dtype
+    )
+    seen.clear()
+    with pytest.raises(NotImplementedError):  # states without values cannot come back
+        elsewhere.with_head(head).logits(1)
+    assert seen == [(dtype, torch.device("meta"))]
 
 
 def test_a_half_precision_dense_model_keeps_its_own_head(ids) -> None:
