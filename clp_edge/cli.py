@@ -19,6 +19,7 @@ import clp_edge
 from clp_edge import config as configuration
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.progress import Interruptible
+from clp_edge.waiting import spin_briefly
 
 if TYPE_CHECKING:
     from clp_edge.pipeline import Plan
@@ -284,22 +285,14 @@ def targets(
 
 
 def _import_torch() -> None:
-    """Import torch with OpenMP threads that spin briefly, then sleep, while they wait.
+    """Import torch with OpenMP threads that spin briefly while they wait, as every child does.
 
-    libgomp's threads spin long by default, which costs much beside a busy neighbour; threads that
-    sleep at once cost a third on a quiet machine. Measured in docs/LOG.md: a short spin costs
-    nothing when quiet, and beside a neighbour it helped long operations, not short ones. What the
-    user has set stays. libgomp reads the variable once, when it is loaded; it is taken back, so
-    that the runtimes' processes, which are timed, start as they always do.
+    What the user has set stays (`clp_edge.waiting` says why and how much). A torch that is loaded
+    already, by a program that uses this one as a library, has read its variables and keeps them.
     """
-    name = "GOMP_SPINCOUNT"
-    if name in os.environ or "OMP_WAIT_POLICY" in os.environ or "torch" in sys.modules:
-        return
-    os.environ[name] = "10000"
-    try:
+    if "torch" not in sys.modules:
+        spin_briefly(os.environ)
         import torch  # noqa: F401
-    finally:
-        del os.environ[name]
 
 
 def _ui(quiet: bool, json_output: bool) -> Ui:

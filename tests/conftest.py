@@ -12,10 +12,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+from clp_edge.waiting import short_spin
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Threads that sleep while they wait: on a busy machine spinning ones make tests 10 times slower.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Before torch is loaded: on a busy machine threads that spin long make tests 10 times slower.
+os.environ.update(short_spin(os.environ))
 
 import pytest
 import torch

@@ -30,6 +30,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "segment": (0, 1),
     "progress": (0, 1),
     "metrics": (0, 1),
+    "waiting": (0, 1),
     "kernels": (0, 1),
     "config": (0, 2),
     "models": (1, 0),

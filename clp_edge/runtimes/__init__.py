@@ -1,7 +1,7 @@
 """One way to open an artifact, in a child process: logits, tokens, a generation, timed runs."""
 
 from clp_edge.runtimes.base import ArtifactInfo, Session, Timing
-from clp_edge.runtimes.process import ChildDiedError, run_in_child
+from clp_edge.runtimes.process import ChildDiedError, patience_s, run_in_child
 from clp_edge.runtimes.session import default_threads, llama_cpp_available, open_artifact
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "default_threads",
     "llama_cpp_available",
     "open_artifact",
+    "patience_s",
     "run_in_child",
 ]

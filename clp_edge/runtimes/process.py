@@ -25,9 +25,25 @@ from typing import Any
 from clp_edge import errors
 from clp_edge.errors import ClpEdgeError, RuntimeDiedError
 from clp_edge.runtimes.child import HEADER
+from clp_edge.waiting import short_spin
 
+ANSWER_S = 300.0
+BYTES_PER_SECOND = 10e6
 _LOG_LINES = 40
 _WORTH_SAYING = re.compile(r"error|fail|abort|assert|invalid|terminate|what\(\)|exception", re.I)
+
+
+def patience_s(size: float) -> float:
+    """How long one answer about weights of `size` bytes may take before the child counts as hung.
+
+    Five minutes, and one second more for each 10 MB: an answer reads or writes the weights a few
+    times at most, and a slow card reader or quantizing on one small core manages 10 MB/s. The
+    demo's files (100 to 270 MB) get 310 to 330 s, 4 GB get 700 s.
+
+    >>> patience_s(4e9)
+    700.0
+    """
+    return ANSWER_S + size / BYTES_PER_SECOND
 
 
 class ChildDiedError(RuntimeDiedError):
@@ -47,7 +63,11 @@ class ChildProcess:
     """One child that holds a runtime. Not thread-safe: one request at a time."""
 
     def __init__(
-        self, what: str, *, timeout_s: float, environment: dict[str, str] | None = None
+        self,
+        what: str,
+        *,
+        timeout_s: float = ANSWER_S,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.what = what
         self.timeout_s = timeout_s
@@ -55,6 +75,7 @@ class ChildProcess:
         self.log_path = Path(name)
         # PYTHONSAFEPATH (3.11+): a folder of the user's called `gguf` or `llama_cpp` is not ours
         ours = {"PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
+        whole = {**os.environ, **ours}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "clp_edge.runtimes.child"],
@@ -62,7 +83,7 @@ class ChildProcess:
                 stdout=subprocess.PIPE,
                 stderr=handle,
                 bufsize=0,
-                env={**os.environ, **ours},
+                env={**short_spin(whole), **whole},
             )
         finally:
             os.close(handle)
@@ -148,8 +169,9 @@ class ChildProcess:
                 lines = self.log_lines()
                 self.close()
                 raise ChildDiedError(
-                    f"{doing} gave no answer within {self.timeout_s:.0f} s and was stopped",
-                    "give it more time, or a smaller model or context",
+                    f"{doing}: hung, no answer within {self.timeout_s:.0f} s; it was stopped",
+                    "close other programs and run the same command again (what was finished is "
+                    "kept), or take a smaller model or context",
                     log_lines=lines,
                 )
             piece = os.read(self._answers, min(size - len(buffer), 1 << 20))
@@ -201,11 +223,12 @@ class ChildProcess:
         self.close()
 
 
-def run_in_child(spec: str, *, what: str, timeout_s: float = 3_600.0, **kwargs: Any) -> Any:
+def run_in_child(spec: str, *, what: str, timeout_s: float = ANSWER_S, **kwargs: Any) -> Any:
     """Call "module:function" with `kwargs` in a process of its own and return what it returns.
 
-    `what` names the work in error messages. Raises RuntimeDiedError when the process dies of it or
-    the function raises; an error of this project's own keeps its class.
+    `what` names the work in error messages; `timeout_s` is how long it may take before it counts as
+    hung (`patience_s` where files of any size are worked on). Raises RuntimeDiedError when the
+    process dies of it or the function raises; an error of this project's own keeps its class.
     """
     with ChildProcess(what, timeout_s=timeout_s) as child:
         return child.ask("run", spec, kwargs)

@@ -21,7 +21,7 @@ import psutil
 
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.runtimes.base import ArtifactInfo, Session, Timing
-from clp_edge.runtimes.process import ChildProcess, run_in_child
+from clp_edge.runtimes.process import ChildProcess, patience_s, run_in_child
 
 KVType = Literal["f32", "f16"]
 
@@ -43,12 +43,18 @@ def _is_gguf(path: Path) -> bool:
         return file.read(4) == b"GGUF"
 
 
+def _is_genai_folder(path: Path) -> bool:
+    return path.is_dir() and (path / "genai_config.json").is_file()
+
+
 def _is_hf_folder(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file()
 
 
 RUNTIMES: tuple[Runtime, ...] = (
     Runtime("llama.cpp", "clp_edge.runtimes.llama:LlamaEngine", _is_gguf),
+    # before torch's row: such a folder may hold a config.json too
+    Runtime("onnxruntime-genai", "clp_edge.runtimes.ort_genai:GenaiEngine", _is_genai_folder),
     Runtime("torch", "clp_edge.runtimes.hf:TorchEngine", _is_hf_folder),
 )
 
@@ -124,6 +130,12 @@ class ChildSession:
         self.close()
 
 
+def _weight_bytes(path: Path) -> int:
+    """The size of the file, or of the files that lie in the folder itself."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def _plain(ids: Sequence[int]) -> list[int]:
     return [int(i) for i in ids]
 
@@ -141,13 +153,14 @@ def open_artifact(
     context: int = 1024,
     kv_type: KVType = "f16",
     batch: int = 512,
-    timeout_s: float = 1_800.0,
+    timeout_s: float | None = None,
 ) -> Session:
     """Open a .gguf file (llama.cpp) or a Hugging Face folder (torch) in a child process.
 
     Args: `threads` for prompt and generation alike, by default the physical cores; `context` in
     tokens; `kv_type` "f32" turns flash attention off and is for exact comparison; `batch` the most
-    tokens computed at once; `timeout_s` how long one answer may take.
+    tokens computed at once; `timeout_s` how long one answer may take before the runtime counts as
+    hung, by default `process.patience_s` of the artifact's size.
     Raises: UsageError when nothing opens the path; MissingDependencyError; RuntimeDiedError.
     """
     path = Path(path)
@@ -159,11 +172,9 @@ def open_artifact(
             f"{path} is no artifact that a runtime opens",
             "give a .gguf file or a Hugging Face folder with a config.json",
         )
-    # Threads that spin long at every barrier make an exact comparison crawl on a busy machine; a
-    # benchmark keeps the runtime's own way of waiting.
-    waiting = {"GOMP_SPINCOUNT": "10000"} if kv_type == "f32" else {}
     what = f"{runtime.name} on {path.name}"
-    child = ChildProcess(what, timeout_s=timeout_s, environment=waiting)
+    patience = patience_s(_weight_bytes(path)) if timeout_s is None else timeout_s
+    child = ChildProcess(what, timeout_s=patience)
     try:
         arguments = {
             "path": str(path),

@@ -12,7 +12,7 @@ from pathlib import Path
 from clp_edge.export.gguf.contents import Contents
 from clp_edge.export.gguf.mix import falls_back
 from clp_edge.export.targets import Target
-from clp_edge.runtimes import run_in_child
+from clp_edge.runtimes import patience_s, run_in_child
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def quantize(source: Path, destination: Path, target: Target, *, threads: int) -
         return run_in_child(
             "clp_edge.runtimes.llama:quantize_file",
             what=f"quantizing to {target.quantization}",
+            timeout_s=patience_s(source.stat().st_size),
             source=str(source),
             destination=str(destination),
             file_type=target.file_type,

@@ -20,8 +20,12 @@ from clp_edge.runtimes import (
     ChildDiedError,
     llama_cpp_available,
     open_artifact,
+    patience_s,
     run_in_child,
 )
+from clp_edge.runtimes import process as process_module
+from clp_edge.runtimes import session as session_module
+from clp_edge.runtimes.process import ANSWER_S, ChildProcess
 from tests.export.models import tiny_folder
 
 pytestmark = pytest.mark.llama
@@ -163,8 +167,38 @@ def test_what_a_runtime_prints_cannot_break_the_protocol():
 
 
 def test_a_silent_child_is_stopped():
-    with pytest.raises(ChildDiedError, match="no answer within 1 s"):
+    with pytest.raises(ChildDiedError, match="a slow one, call: hung, no answer within 1 s"):
         run_in_child("subprocess:call", what="a slow one", timeout_s=1.0, args=["sleep", "20"])
+
+
+def test_every_answer_is_awaited_for_minutes_and_longer_for_large_files(tmp_path, monkeypatch):
+    awaited = []
+
+    class Watched(ChildProcess):
+        def __init__(self, what, *, timeout_s=ANSWER_S, environment=None):
+            awaited.append(timeout_s)
+            raise ChildDiedError("stop here", log_lines=[])
+
+    assert patience_s(0) == ANSWER_S == 300.0
+    assert patience_s(4e9) == pytest.approx(700.0)
+    path = tmp_path / "large.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF")
+        file.truncate(2_000_000_000)
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for module in (session_module, process_module):
+        monkeypatch.setattr(module, "ChildProcess", Watched)
+    for call in (
+        lambda: open_artifact(path),
+        lambda: open_artifact(folder),
+        lambda: open_artifact(path, timeout_s=7.0),
+        lambda: run_in_child("os:getcwd", what="x"),
+    ):
+        with pytest.raises(ChildDiedError):
+            call()
+    assert awaited == [pytest.approx(500.0), pytest.approx(300.0), 7.0, 300.0]
 
 
 def test_errors_keep_their_class_or_name_it():
