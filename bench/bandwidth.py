@@ -6,7 +6,7 @@ measure the cache. The median pass counts, as the median counts of the decode sp
 against it (on a shared machine single passes were seen at 1.7 times the median); the fastest pass
 is kept beside it.
 
->>> read_bandwidth(threads=2).gb_per_s      # doctest: +SKIP
+>>> read_bandwidth(threads=2).gb_per_s                                      # doctest: +SKIP
 33.1
 """
 

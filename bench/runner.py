@@ -9,8 +9,8 @@ Memory: `peak_rss_mib` is the peak resident set of the child process that runs t
 are mapped from the file: pages that were touched count in it, and they are page cache too, which
 the system may take back.
 
->>> items = [BenchItem("dense", dense, "dense", "gguf-q4_0"),
-...          BenchItem("healed", healed, "healed", "gguf-q4_0")]            # doctest: +SKIP
+>>> items = [BenchItem("dense", dense, "dense", "gguf-q4_0"),               # doctest: +SKIP
+...          BenchItem("healed", healed, "healed", "gguf-q4_0")]
 >>> run_bench(items, BenchSettings(rounds=5))["speedup"][0]["decode"]["median"]  # doctest: +SKIP
 1.15
 """

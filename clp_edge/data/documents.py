@@ -4,7 +4,7 @@
 end, are the file again. `.jsonl` and `.json` hold one document an object: a `text` field, or the
 fields of an instruction joined by newlines.
 
->>> read_documents("notes.txt").texts[0][:20]                              # doctest: +SKIP
+>>> read_documents("notes.txt").texts[0][:20]                               # doctest: +SKIP
 'The first paragraph '
 """
 

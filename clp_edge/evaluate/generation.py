@@ -6,9 +6,10 @@ answer, and the answer itself is kept beside the verdict. The prompts are few an
 little, and a prompt that the dense model passes and the healed one fails says much. A small dense
 model may fail some as well; the two counts belong side by side.
 
->>> check = sanity(lambda prompt, limit: sample(model, tokenizer, prompt, limit))
->>> f"{check.passed} of {check.total}"
-'3 of 4'
+>>> check = sanity(lambda prompt, limit: "Die Antwort ist 12.")
+>>> f"{check.passed} of {check.total}", check.failed()
+('1 of 4', ('json', 'language', 'repetition'))
+>>> sanity(lambda prompt, limit: sample(model, tokenizer, prompt, limit))   # doctest: +SKIP
 """
 
 from __future__ import annotations

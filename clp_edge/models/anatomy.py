@@ -8,11 +8,17 @@ Gates: a block with gate g computes h' = h + g·Attn(norm(h)), h'' = h' + g·MLP
 scales the output of the module named by the family's `attention_branch` and `mlp_branch`; g = 1 is
 the model itself, g = 0 drops the block exactly.
 
->>> body = dissect(model)
->>> hidden, arguments = body.prepare(ids)
->>> for i in range(len(body)):
-...     hidden = body.run_block(i, hidden, arguments)
->>> logits = body.logits(body.normed(hidden))
+>>> from transformers import LlamaConfig, LlamaForCausalLM
+>>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
+>>> config = LlamaConfig(**sizes, num_hidden_layers=3, num_attention_heads=2)
+>>> model = LlamaForCausalLM(config).eval()
+>>> body, ids = dissect(model), torch.tensor([[1, 5, 9]])
+>>> with torch.no_grad():
+...     hidden, arguments = body.prepare(ids)
+...     for i in range(len(body)):
+...         hidden = body.run_block(i, hidden, arguments)
+...     torch.equal(body.logits(body.normed(hidden)), model(ids).logits)
+True
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 transformers reads both (`gguf_file=`). What it drops in silence is kept or refused here: rope
 scaling, and tensors that it has no name for. The tokenizer is built in gguf_tokenizer.py.
 
+>>> from clp_edge.models.gguf_header import read_header
 >>> gguf_config(read_header(path)).num_hidden_layers                        # doctest: +SKIP
 30
 """

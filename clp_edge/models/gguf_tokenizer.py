@@ -6,6 +6,7 @@ transformers' own reading is wrong for both kinds: byte-level BPE always gets GP
 pre-tokenizers are those of the models' own tokenizer.json files and of llama.cpp's table of
 `tokenizer.ggml.pre` names.
 
+>>> from clp_edge.models.gguf_header import read_header
 >>> gguf_tokenizer(read_header(path)).tokenize("a1b22")                     # doctest: +SKIP
 ['a', '1', 'b', '2', '2']
 """

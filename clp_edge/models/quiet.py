@@ -4,7 +4,8 @@ Stages report through a callback and only the console draws; what matters in a l
 checked by the caller and raised.
 
 >>> with quiet():
-...     pass
+...     logging.is_progress_bar_enabled()
+False
 """
 
 from __future__ import annotations

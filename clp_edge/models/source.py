@@ -6,8 +6,8 @@ a plain Hugging Face folder that any transformers reads.
 
 >>> source = locate("models/SmolLM2-135M")                                  # doctest: +SKIP
 >>> model, tokenizer = load_model(source), load_tokenizer(source)           # doctest: +SKIP
->>> save_model(model, tokenizer, Path("out/hf"), dtype=stored_dtype(source), source=source)
-... # doctest: +SKIP
+>>> dtype = stored_dtype(source)                                            # doctest: +SKIP
+>>> save_model(model, tokenizer, Path("out"), dtype=dtype, source=source)   # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -6,7 +6,13 @@ What a cut must not leave behind (each has a test that names it):
   block silently changes its kind, local or global, rope or none (pitfall 2);
 - a count such as `max_window_layers` that still speaks of the old block ids.
 
->>> remove_blocks(model, Segment(12, 17).blocks)
+>>> from transformers import LlamaConfig, LlamaForCausalLM
+>>> sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32}
+>>> config = LlamaConfig(**sizes, num_hidden_layers=3, num_attention_heads=2)
+>>> model = LlamaForCausalLM(config).eval()
+>>> remove_blocks(model, [1])
+>>> model.config.num_hidden_layers, [m.self_attn.layer_idx for m in model.model.layers]
+(2, [0, 1])
 """
 
 from __future__ import annotations

@@ -2,8 +2,12 @@
 
 Renderers are pure functions of the report's dict; only `files` writes.
 
->>> report = build_report(command="clp-edge compress", model=model, seed=0)   # doctest: +SKIP
->>> write_report(report, Path("out"))                                         # doctest: +SKIP
+>>> model = {"source": "SmolLM2", "architecture": "llama", "blocks": 30, "parameters": 134_515_008}
+>>> report = build_report(command="clp-edge compress", model=model, seed=0)
+>>> report["schema"], report["bench"]
+(1, None)
+>>> [path.name for path in write_report(report, folder)]                    # doctest: +SKIP
+['report.json', 'report.md', 'README.md']
 """
 
 from clp_edge.report.card import render_card

@@ -1,7 +1,11 @@
 """The model card: README.md of the output folder, in the form that the Hugging Face hub reads.
 
->>> render_card(report).splitlines()[:2]                    # doctest: +SKIP
-['---', 'base_model: HuggingFaceTB/SmolLM2-135M-Instruct']
+>>> from clp_edge.report.document import build_report
+>>> model = {"source": "SmolLM2", "architecture": "llama", "blocks": 30, "parameters": 134_515_008}
+>>> model |= {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
+>>> report = build_report(command="clp-edge compress", model=model, seed=0)
+>>> render_card(report).splitlines()[1:3]
+['base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"', 'license: "apache-2.0"']
 """
 
 from __future__ import annotations

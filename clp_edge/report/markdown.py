@@ -1,7 +1,10 @@
 """report.md: the report for people, every figure with what is needed to believe it.
 
->>> render_markdown(report).splitlines()[0]                 # doctest: +SKIP
-'# What clp-edge did to SmolLM2-135M-Instruct'
+>>> from clp_edge.report.document import build_report
+>>> model = {"source": "SmolLM2", "architecture": "llama", "blocks": 30, "parameters": 134_515_008}
+>>> report = build_report(command="clp-edge compress", model=model, seed=0)
+>>> render_markdown(report).splitlines()[0]
+'# What clp-edge did to SmolLM2'
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Every method stands behind one protocol and one registry: it takes the dense pass and the windows
 that are allowed, and returns a `SearchResult` with its receipts. `auto` picks by predicted cost.
 
->>> result = search(body, ids, count=6, method="auto")
->>> result.segment
+>>> result = search(body, ids, count=6, method="auto")                      # doctest: +SKIP
+>>> result.segment                                                          # doctest: +SKIP
 Segment(first=13, last=18)
 """
 
