@@ -27,12 +27,14 @@ FOLDERS = {
 FLOORS: dict[str, tuple[int, int]] = {
     "": (-1, 0),  # clp_edge/__init__.py: the version, nothing else
     "errors": (0, 0),
+    "durable": (0, 1),
     "segment": (0, 1),
     "progress": (0, 1),
     "metrics": (0, 1),
     "waiting": (0, 1),
     "kernels": (0, 1),
     "config": (0, 2),
+    "records": (0, 2),
     "models": (1, 0),
     "data": (1, 1),
     "runtimes": (1, 1),

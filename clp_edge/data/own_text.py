@@ -13,9 +13,7 @@ torch.Size([52, 256])
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from torch import Tensor
 from clp_edge.data.calibration import Calibration, split_sequences
 from clp_edge.data.growing_cache import growing_cache
 from clp_edge.data.packing import follows_bos
+from clp_edge.durable import whole_file
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.progress import Progress, silent
 
@@ -193,11 +192,5 @@ def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
 
 
 def _write_cache(path: Path, key: str, ids: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file({"ids": ids.contiguous()}, temporary, metadata={"key": key})
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        save_file({"ids": ids.contiguous()}, str(temporary), metadata={"key": key})

@@ -8,14 +8,13 @@ A GGUF source passes its `tokenizer.*` keys on as `tokenizer.gguf` (PITFALLS 13)
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from clp_edge.durable import whole_folder
 from clp_edge.errors import ClpEdgeError
 from clp_edge.models.gguf_header import MAGIC, read_header, write_keys
 from clp_edge.models.quiet import quiet
@@ -42,9 +41,7 @@ def save_model(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ClpEdgeError(f"{folder} exists already", "give another folder, or remove it first")
     weights = _cast(model, dtype)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
+    with whole_folder(folder) as temporary:
         with quiet():
             model.save_pretrained(temporary, state_dict=weights, max_shard_size=SHARD_SIZE)
             tokenizer.save_pretrained(temporary)
@@ -52,19 +49,6 @@ def save_model(
         _clean_tokenizer(temporary)
         if source is not None:
             _pass_tokenizer_on(source, temporary / TOKENIZER_GGUF)
-        temporary.chmod(0o755)  # mkdtemp's folders are private
-        _flush(temporary)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    except OSError as error:
-        raise ClpEdgeError(
-            f"{folder} cannot be written ({error.strerror or error})",
-            "free some space, or give another folder",
-        ) from error
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_tokenizer_gguf(source_file: Path, target: Path) -> None:
@@ -130,12 +114,3 @@ def _pass_tokenizer_on(source: Source, target: Path) -> None:
         write_tokenizer_gguf(source.path, target)
     elif (source.path / TOKENIZER_GGUF).is_file():
         shutil.copyfile(source.path / TOKENIZER_GGUF, target)
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clp_edge.durable import write_text
 from clp_edge.errors import ClpEdgeError
-from clp_edge.report import write_atomically
 
 STATE = "clp_edge.json"
 RESULT = "result.json"
@@ -139,7 +139,7 @@ class OutputFolder:
     ) -> None:
         """Mark a stage as done. files: what it wrote outside its own folder."""
         folder = self.stage_folder(name)
-        write_atomically(folder / RESULT, json.dumps(result))
+        write_text(folder / RESULT, json.dumps(result))
         ours = [p for p in folder.rglob("*") if p.is_file()] + list(files)
         relative = sorted(os.path.relpath(p, self.path) for p in ours)
         self.state["stages"][name] = {
@@ -155,13 +155,22 @@ class OutputFolder:
         self.state["files"] = sorted({*self.state["files"], *names, STATE})
         self._write()
 
+    def ours_below(self, path: Path) -> list[Path]:
+        """Files at or below a path that an earlier run of ours wrote there."""
+        listed = (self.path / name for name in self.state["files"])
+        return [f for f in listed if (f == path or path in f.parents) and f.is_file()]
+
+    def relative(self, paths: Iterable[Path]) -> tuple[str, ...]:
+        """The files among these paths, relative to this folder."""
+        return tuple(sorted(os.path.relpath(p, self.path) for p in paths if p.is_file()))
+
     def finish(self) -> None:
         """The run is complete."""
         self.state["status"] = "finished"
         self._write()
 
     def _write(self) -> None:
-        write_atomically(self.path / STATE, json.dumps(self.state, indent=2) + "\n")
+        write_text(self.path / STATE, json.dumps(self.state, indent=2) + "\n")
 
     def _clear(self) -> None:
         """Delete the files that the state lists, then the folders that are empty by that."""

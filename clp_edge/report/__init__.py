@@ -12,7 +12,7 @@ Renderers are pure functions of the report's dict; only `files` writes.
 
 from clp_edge.report.card import render_card
 from clp_edge.report.document import ReportError, build_report, validate
-from clp_edge.report.files import write_atomically, write_report
+from clp_edge.report.files import write_report
 from clp_edge.report.markdown import render_markdown
 from clp_edge.report.summary import SummaryRow, summary_table
 from clp_edge.report.verdict import verdict
@@ -26,6 +26,5 @@ __all__ = [
     "summary_table",
     "validate",
     "verdict",
-    "write_atomically",
     "write_report",
 ]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import clp_edge
+from clp_edge.durable import PARTIAL, WORK, settle, sha256_of, write_text
 from clp_edge.errors import ClpEdgeError, PreflightError, VerificationError
 from clp_edge.export.base import Artifact
 from clp_edge.export.gguf import tokenizer
@@ -87,7 +88,7 @@ def export(
     if problems:
         raise PreflightError(list(problems))
     destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(destination.name + ".partial")
+    partial = destination.with_name(destination.name + PARTIAL)
 
     def part(start: float, end: float) -> Progress:
         def report(done: float, total: float, note: str = "") -> None:
@@ -118,8 +119,8 @@ def export(
                     threads=threads,
                 )
             found = census(partial, target)
-            digest = _sha256(partial)
-            _settle(partial, destination)
+            digest = sha256_of(partial)
+            settle(partial, destination)
     progress(1.0, 1.0, f"{destination.name} verified")
     return Artifact(
         name=destination.stem,
@@ -165,7 +166,7 @@ def _verified_f16(
 
     if given is not None:  # the caller's file: proved, but neither written nor noted
         return given, check(given)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     with _partial(partial):
         write_f16(
             model.folder,
@@ -176,10 +177,11 @@ def _verified_f16(
             progress=lambda done, total, what="": progress(0.5 * done / total, 1.0, what),
         )
         measured = check(partial)
-        _settle(partial, path)
+        settle(partial, path)
     stat = path.stat()
-    note.write_text(
-        json.dumps({"made_from": made_from, "bytes": stat.st_size, "verify": measured}, indent=1)
+    write_text(
+        note,
+        json.dumps({"made_from": made_from, "bytes": stat.st_size, "verify": measured}, indent=1),
     )
     return path, measured
 
@@ -217,7 +219,7 @@ class _workdir:
         if self.given is not None:
             self.given.mkdir(parents=True, exist_ok=True)
             return self.given
-        self.temporary = tempfile.TemporaryDirectory(prefix=".clp-edge-", dir=self.beside)
+        self.temporary = tempfile.TemporaryDirectory(prefix=WORK, dir=self.beside)
         return Path(self.temporary.name)
 
     def __exit__(self, *_: object) -> None:
@@ -239,33 +241,9 @@ class _partial:
             self.path.unlink(missing_ok=True)
 
 
-def _settle(partial: Path, final: Path) -> None:
-    """Everything on the disk, then the final name."""
-    _synced(partial, os.O_RDWR)
-    os.replace(partial, final)
-    if os.name == "posix":
-        _synced(final.parent, os.O_RDONLY)
-
-
-def _synced(path: Path, flags: int) -> None:
-    handle = os.open(path, flags)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _link_or_copy(source: Path, destination: Path) -> None:
     attempts: tuple[Callable[[Path, Path], Any], ...] = (os.link, shutil.copyfile)
     try:
         attempts[0](source, destination)
     except OSError:  # another disk, or no hard links there
         attempts[1](source, destination)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
