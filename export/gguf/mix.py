@@ -65,37 +65,34 @@ def predict(mix: str, name: str, row: int, *, blocks: int, grouped: int, tied: b
     Args: `mix` llama.cpp's type name; `row` the width of a row; `grouped` query heads per key head;
     `tied` whether the embedding is the head too.
     """
-    if mix in ("F16", "BF16"):
-        return mix
-    base = _BASE.get(mix, mix)
-    kind = base
-    match = re.match(r"blk\.(\d+)\.(\w+)\.", name)
-    block = int(match[1]) if match else -1
-    role = match[2] if match else name
-    if role == "output.weight" or (tied and role == "token_embd.weight"):
-        kind = base if base == "Q8_0" else "Q6_K"
-        if row % 256:  # chosen, not fallen back to
-            return "Q8_0"
-    elif role == "attn_v":
-        kind = _value(mix, block, blocks, grouped, base)
-    elif role == "ffn_down":
-        kind = _down(mix, block, blocks, base)
-    elif role == "attn_output":
-        kind = {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, base)
+    kind = wanted(mix, name, row, blocks=blocks, grouped=grouped, tied=tied)
     if row % block_size(kind) == 0:
         return kind
     smaller = _FALLBACK.get(kind, "F16")
     return smaller if row % block_size(smaller) == 0 else "F16"
 
 
-def falls_back(mix: str, name: str, row: int, *, tied: bool) -> bool:
-    """Whether a matrix's rows do not fit the type asked for, so that it takes another.
+def wanted(mix: str, name: str, row: int, *, blocks: int, grouped: int, tied: bool) -> str:
+    """The type that the mix has for a matrix, whether or not its rows fit. Args as `predict`.
 
-    The head is left out: it gets a wider type in any case.
+    A file that holds another one fell back. For the head the row counts: a wider type is chosen
+    there, not fallen back to.
     """
-    if mix in ("F16", "BF16") or name == ("token_embd.weight" if tied else "output.weight"):
-        return False
-    return row % block_size(_BASE.get(mix, mix)) != 0
+    if mix in ("F16", "BF16"):
+        return mix
+    base = _BASE.get(mix, mix)
+    match = re.match(r"blk\.(\d+)\.(\w+)\.", name)
+    block = int(match[1]) if match else -1
+    role = match[2] if match else name
+    if role == "output.weight" or (tied and role == "token_embd.weight"):
+        return "Q8_0" if base == "Q8_0" or row % 256 else "Q6_K"
+    if role == "attn_v":
+        return _value(mix, block, blocks, grouped, base)
+    if role == "ffn_down":
+        return _down(mix, block, blocks, base)
+    if role == "attn_output":
+        return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(mix, base)
+    return base
 
 
 def block_size(kind: str) -> int:

@@ -10,7 +10,8 @@ from gguf import GGUFValueType
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.export.base import ExportPlan
 from clp_edge.export.gguf import families, tokenizer
-from clp_edge.export.gguf.mix import falls_back, predict, stored_bytes
+from clp_edge.export.gguf.cuts import with_blocks
+from clp_edge.export.gguf.mix import predict, stored_bytes, wanted
 from clp_edge.export.gguf.tokenizer import Entry
 from clp_edge.export.gguf.writer import hyper_parameters
 from clp_edge.export.targets import Target
@@ -46,7 +47,7 @@ def plan(
         problems.append(error)
     size, bits, fallback = 0, 0.0, 0
     if known:
-        changed = families.with_blocks(config, blocks)
+        changed = with_blocks(config, blocks)
         notes += families.notes(changed)
         try:
             exact, padding, parameters, fallback = _tensor_bytes(changed, target)
@@ -71,15 +72,9 @@ def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int, int]:
         kind = "F32"
         if len(row.shape) > 1:
             tied, width = bool(config.tie_word_embeddings), row.shape[-1]
-            kind = predict(
-                target.quantization,
-                row.gguf_name,
-                width,
-                blocks=int(config.num_hidden_layers),
-                grouped=grouped,
-                tied=tied,
-            )
-            fallback += falls_back(target.quantization, row.gguf_name, width, tied=tied)
+            of = {"blocks": int(config.num_hidden_layers), "grouped": grouped, "tied": tied}
+            kind = predict(target.quantization, row.gguf_name, width, **of)
+            fallback += kind != wanted(target.quantization, row.gguf_name, width, **of)
         one = stored_bytes(kind, row.elements)
         size += one
         padding += -one % _ALIGNMENT

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clp_edge.export.gguf.contents import Contents
-from clp_edge.export.gguf.mix import falls_back
+from clp_edge.export.gguf.mix import wanted
 from clp_edge.export.targets import Target
 from clp_edge.runtimes import patience_s, run_in_child
 
@@ -26,15 +26,14 @@ class Census:
     types: dict[str, str]
     """Tensor name -> its type."""
     fallback: tuple[str, ...]
-    """Matrices whose rows do not fit the target's type, so another was taken. The head is not
-    among them: a wider type is chosen for it in any case."""
+    """Matrices that stand in the file in another type than the target's mix has for them: their
+    rows do not fit it. The head's wider type is chosen, and no fallback."""
 
 
 def census(path: Path, target: Target) -> Census:
     """Read a finished file's header. Raises ClpEdgeError where it is no whole GGUF file."""
     made = Contents(path)
     tensors = made.tensors.values()
-    tied = "output.weight" not in made.tensors
     parameters = sum(t.elements for t in tensors)
     size = sum(t.bytes for t in tensors)
     return Census(
@@ -42,11 +41,26 @@ def census(path: Path, target: Target) -> Census:
         parameters=parameters,
         bits_per_weight=8.0 * size / parameters,
         types={name: made.type_name(name) for name in made.tensors},
-        fallback=tuple(
-            t.name
-            for t in tensors
-            if len(t.shape) > 1 and falls_back(target.quantization, t.name, t.shape[0], tied=tied)
-        ),
+        fallback=_fallback(made, target),
+    )
+
+
+def _fallback(made: Contents, target: Target) -> tuple[str, ...]:
+    """The matrices whose type in the file is not the one that the target's mix has for them."""
+    header = made.header
+    architecture = header.value("general.architecture")
+    heads = header.value(f"{architecture}.attention.head_count")
+    of = {
+        "blocks": int(header.value(f"{architecture}.block_count")),
+        "grouped": heads // header.value(f"{architecture}.attention.head_count_kv", heads),
+        "tied": "output.weight" not in made.tensors,
+    }
+    return tuple(
+        tensor.name
+        for tensor in made.tensors.values()
+        if len(tensor.shape) > 1
+        and made.type_name(tensor.name)
+        != wanted(target.quantization, tensor.name, tensor.shape[0], **of)
     )
 
 
