@@ -61,6 +61,19 @@ def backend_of(library: ModuleType) -> str:
     return next((name for name in names if name != "CPU"), "CPU")
 
 
+def model_params(library: Any) -> Any:
+    """How a file is loaded: the defaults, and plain buffers where AMX would be used.
+
+    llama.cpp's AMX kernels die of SIGSEGV or SIGILL at the first prompt in many builds: the
+    compiler drops the tile configuration (llama.cpp PR #26954). Without the extra buffers AVX-512
+    computes instead.
+    """
+    params = library.llama_model_default_params()
+    if "AMX_INT8 = 1" in library.llama_print_system_info().decode():
+        params.use_extra_bufts = False
+    return params
+
+
 def describe_library() -> str:
     """ "version, backend", after the library was really loaded."""
     library = load_library()
@@ -74,7 +87,7 @@ class LlamaEngine:
         self.library: Any = load_library()
         begin = time.perf_counter()
         self.model = self.library.llama_model_load_from_file(
-            path.encode(), self.library.llama_model_default_params()
+            path.encode(), model_params(self.library)
         )
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {path}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ import torch
 
 from clp_edge.errors import RuntimeDiedError, UsageError
 from clp_edge.export.gguf import tokenizer as tokenizers
+from clp_edge.export.gguf.quantize import quantize
 from clp_edge.export.gguf.writer import write_f16
+from clp_edge.export.targets import resolve
 from clp_edge.runtimes import (
     ChildDiedError,
     llama_cpp_available,
@@ -23,6 +26,7 @@ from clp_edge.runtimes import (
     patience_s,
     run_in_child,
 )
+from clp_edge.runtimes import llama as llama_module
 from clp_edge.runtimes import process as process_module
 from clp_edge.runtimes import session as session_module
 from clp_edge.runtimes.process import ANSWER_S, ChildProcess
@@ -241,3 +245,26 @@ def test_what_nothing_opens_is_refused(tmp_path: Path, name):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match=r"give a .gguf file or a Hugging Face folder"):
         open_artifact(tmp_path / name)
+
+
+@pytest.mark.parametrize(("said", "extra"), [("AVX512 = 1 | AMX_INT8 = 1", False), ("AVX2", True)])
+def test_amx_kernels_that_kill_the_process_are_not_used(said: str, extra: bool) -> None:
+    """Built by gcc on a processor with AMX, the first prompt died of SIGSEGV or SIGILL."""
+
+    class Library:
+        def llama_model_default_params(self) -> SimpleNamespace:
+            return SimpleNamespace(use_extra_bufts=True)
+
+        def llama_print_system_info(self) -> bytes:
+            return said.encode()
+
+    assert llama_module.model_params(Library()).use_extra_bufts is extra
+
+
+def test_a_quantized_file_takes_a_prompt(made, tmp_path: Path) -> None:
+    """Q4_1 and Q8_0 are what AMX, where there is one, would take."""
+    for kind in ("gguf-q4_1", "gguf-q8_0"):
+        path = tmp_path / f"{kind}.gguf"
+        quantize(made[3], path, resolve(kind), threads=1)
+        with open_artifact(path, threads=2, context=128) as opened:
+            assert np.isfinite(opened.logits(list(range(5, 69)))).all()
