@@ -2,9 +2,10 @@
 
 Packages are looked up by their metadata; what has native code is really run in a child process of
 its own (a broken library may abort the process), all children at once, so that the whole
-examination takes a few seconds. Nothing is changed and nothing is downloaded.
+examination takes a few seconds: torch multiplies two matrices on each GPU, ONNX Runtime on each of
+its providers, llama.cpp and the others are loaded. Nothing is changed and nothing is downloaded.
 
->>> [row.name for row in examine().rows if row.status == "broken"]     # doctest: +SKIP
+>>> [row.name for row in examine().rows if row.status == "broken"]          # doctest: +SKIP
 []
 """
 
@@ -54,8 +55,17 @@ CORE = (
     Range("psutil", (5, 9)),
     Range("rich", (13, 7)),
     Range("typer", (0, 15)),
+    Range("msgspec", (0, 19)),
 )
 # Packages that break each other in one environment (PITFALLS 18).
+# A test makes it again with the onnx package: a graph of one MatMul of two 2 x 2 matrices.
+MATMUL = (
+    "CAg6VQoRCgFhCgFiEgFjIgZNYXRNdWwSAWdaEwoBYRIOCgwIARIICgIIAgoCCAJaEwoBYhIOCgwIARIICgIIAgoCCAJi"
+    "EwoBYxIOCgwIARIICgIIAgoCCAJCBAoAEA0="
+)
+# Providers that run nothing on this machine: Azure's calls a service elsewhere.
+ELSEWHERE = ("AzureExecutionProvider",)
+PROCESSOR, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
 GENAI = ("onnxruntime-genai", "onnxruntime-genai-cuda")
 
@@ -87,6 +97,33 @@ import json, triton
 print(json.dumps({"version": triton.__version__}))
 """,
 }
+# A provider that cannot load is left out by onnxruntime in silence, and the processor computes
+# instead: without that way out, the session fails.
+MULTIPLY = """
+import base64, json, numpy, onnxruntime
+provider, model = {provider!r}, base64.b64decode({model!r})
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+if provider != "CPUExecutionProvider":
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+x = numpy.full((2, 2), 3.0, dtype=numpy.float32)
+try:
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
+    (product,) = session.run(None, dict(a=x, b=x))
+    assert provider in session.get_providers(), "it was left out"
+    assert (product == 18.0).all(), f"it makes {{product[0, 0]}} of 18"
+    print(json.dumps(dict(fault="")))
+except Exception as error:
+    fault = str(error) or type(error).__name__
+    if "fallback to CPU EP" in fault:
+        fault = "it does not load, and the processor computes instead"
+    print(json.dumps(dict(fault=fault)))
+"""
+
+
+def multiply_on(provider: str) -> str:
+    """The code of a child that multiplies two matrices on that provider of ONNX Runtime."""
+    return MULTIPLY.format(provider=provider, model=MATMUL)
 
 
 @dataclass(frozen=True)
@@ -226,6 +263,13 @@ def examine(
             if version(name) or (name in _TWINS and any(map(version, _TWINS[name])))
         }
         heard = {name: future.result() for name, future in answers.items()}
+        listed = (heard.get("onnxruntime", Answer(None)).found or {}).get("providers", ())
+        tried = {
+            provider: pool.submit(probe, multiply_on(provider))
+            for provider in listed
+            if provider not in ELSEWHERE
+        }
+        providers = {provider: future.result() for provider, future in tried.items()}
         llama_heard = llama_answer.result() if llama_answer else None
     torch = heard.get("torch", Answer(None)).found
     if torch is not None and torch["gpus"] and not board.gpus:
@@ -237,8 +281,8 @@ def examine(
         *(_core(needed, version(needed.package), heard, board) for needed in CORE),
         _cuda(heard.get("torch"), board),
         _llama(version("llama-cpp-python"), llama_heard, board),
-        _onnx("onnxruntime", ONNXRUNTIME, version, heard.get("onnxruntime"), board),
-        _onnx("onnxruntime-genai", GENAI, version, heard.get("onnxruntime-genai"), board),
+        _onnx("onnxruntime", ONNXRUNTIME, version, heard.get("onnxruntime"), board, providers),
+        _onnx("onnxruntime-genai", GENAI, version, heard.get("onnxruntime-genai"), board, {}),
         _triton(version("triton"), heard.get("triton"), board),
         _demo((demo or _demo_model)()),
     ]
@@ -341,6 +385,7 @@ def _onnx(
     version: Callable[[str], str | None],
     answer: Answer | None,
     board: Board,
+    providers: Mapping[str, Answer],
 ) -> Row:
     here = [twin for twin in twins if version(twin)]
     gpu = bool(board.gpus or board.jetson)
@@ -358,10 +403,32 @@ def _onnx(
     if answer.found is None:
         return Row(name, "broken", f"{here[0]} does not run: {answer.reason}", line)
     detail = f"{here[0]} {answer.found['version'] or version(here[0])}"
-    if "CUDAExecutionProvider" in answer.found.get("providers", []):
-        # The list is fixed when the wheel is built: it proves nothing about this GPU.
-        detail += ", built with CUDA (not proven on this device)"
+    # The list of providers is fixed when the wheel is built: it proves nothing about this device.
+    faults = {provider: _fault(tried) for provider, tried in providers.items()}
+    runs = [_short(provider) for provider, fault in faults.items() if not fault]
+    if runs:
+        detail += f", runs on {', '.join(runs)}"
+    for provider, fault in faults.items():
+        if fault:
+            detail += f"; {_short(provider)} is listed and does not run: {_one_line(fault)[:160]}"
+    if faults.get(PROCESSOR):
+        return Row(name, "broken", detail, line)
+    if gpu and providers and faults.get(CUDA, "not listed"):
+        if here[0] != keep:  # the GPU package beside the plain one would break both
+            line = f"pip uninstall -y {here[0]}, then {line}"
+        elif not board.jetson:
+            line = f"install the CUDA and cuDNN that {here[0]} {version(here[0])} was built for"
+        return Row(name, "missing" if CUDA in faults else "ok", f"{detail}; no GPU is used", line)
     return Row(name, "ok", detail)
+
+
+def _fault(tried: Answer) -> str:
+    """Why a provider does not run; empty where it does."""
+    return tried.reason or "no answer" if tried.found is None else str(tried.found["fault"])
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
 
 
 def _triton(installed: str | None, answer: Answer | None, board: Board) -> Row:

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import base64
 import re
 import time
 from pathlib import Path
 
 import pytest
 
-from clp_edge.doctor import CORE, PROBES, Answer, Diagnosis, Row, examine, run_probe
+from clp_edge.doctor import (
+    CORE,
+    MATMUL,
+    PROBES,
+    Answer,
+    Diagnosis,
+    Row,
+    examine,
+    multiply_on,
+    run_probe,
+)
 from tests.bench.test_probes import ORIN_PROCESSOR, plant
 
 GOOD = {
@@ -21,6 +32,7 @@ GOOD = {
     "psutil": "7.2.2",
     "rich": "15.0.0",
     "typer": "0.29.2",
+    "msgspec": "0.21.1",
 }
 ANSWERS = {
     "torch": Answer({"version": "2.13.0+cpu", "cuda": None, "gpus": []}),
@@ -28,7 +40,10 @@ ANSWERS = {
     "onnxruntime-genai": Answer({"version": "0.10.0"}),
     "triton": Answer({"version": "3.5.0"}),
 }
+RUNS = Answer({"fault": ""})
+PROVIDERS = [f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt", "Azure")]
 CODE_TO_NAME = {code: name for name, code in PROBES.items()}
+CODE_TO_NAME |= {multiply_on(provider): provider for provider in PROVIDERS}
 
 
 def look(
@@ -38,7 +53,7 @@ def look(
     llama: tuple[bool, str] = (True, "llama-cpp-python 0.3.36, backend CPU"),
 ) -> Diagnosis:
     installed = GOOD | (versions or {})
-    heard = ANSWERS | (answers or {})
+    heard = ANSWERS | dict.fromkeys(PROVIDERS, RUNS) | (answers or {})
     return examine(
         root=root,
         folder=root,
@@ -136,10 +151,77 @@ def test_pitfall_18_both_onnx_runtimes_at_once_are_an_error(tmp_path, name, twin
     assert alone.row(name).detail.startswith(twins[1])
 
 
-def test_pitfall_18_a_listed_cuda_provider_is_no_promise(tmp_path):
-    listed = Answer({"version": "1.23.0", "providers": ["CUDAExecutionProvider"]})
-    found = look(tmp_path, {"onnxruntime-gpu": "1.23.0"}, {"onnxruntime": listed})
-    assert "not proven on this device" in found.row("onnxruntime").detail
+GPU_BUILD = {"onnxruntime": Answer({"version": "1.23.0", "providers": PROVIDERS})}
+DOES_NOT_LOAD = Answer({"fault": "it does not load, and the processor computes instead"})
+
+
+def test_pitfall_18_each_listed_provider_is_run(tmp_path, workstation):
+    """The list is that of the build: CUDA stands in it without a GPU, Azure always."""
+    versions = {"onnxruntime-gpu": "1.23.0"}
+    dead = {
+        "CUDAExecutionProvider": DOES_NOT_LOAD,
+        "TensorrtExecutionProvider": Answer(None, "its process died of signal 6"),
+    }
+    row = look(workstation, versions, GPU_BUILD | dead).row("onnxruntime")
+    assert row.status == "missing"
+    assert row.detail == (
+        "onnxruntime-gpu 1.23.0, runs on CPU; CUDA is listed and does not run: it does not load, "
+        "and the processor computes instead; Tensorrt is listed and does not run: its process died "
+        "of signal 6; no GPU is used"
+    )
+    assert row.cure == "install the CUDA and cuDNN that onnxruntime-gpu 1.23.0 was built for"
+    good = look(workstation, versions, GPU_BUILD).row("onnxruntime")
+    assert good == Row("onnxruntime", "ok", "onnxruntime-gpu 1.23.0, runs on CPU, CUDA, Tensorrt")
+
+
+def test_a_machine_without_a_gpu_does_not_miss_cuda(tmp_path):
+    row = look(
+        tmp_path,
+        {"onnxruntime-gpu": "1.23.0"},
+        GPU_BUILD | {"CUDAExecutionProvider": DOES_NOT_LOAD},
+    ).row("onnxruntime")
+    assert (row.status, row.cure) == ("ok", "")
+    assert "CUDA is listed and does not run" in row.detail
+
+
+def test_onnxruntime_that_cannot_even_use_the_processor_is_broken(tmp_path):
+    wrong = {"CPUExecutionProvider": Answer({"fault": "it makes 17.0 of 18"})}
+    row = look(tmp_path, {"onnxruntime": "1.23.0"}, wrong).row("onnxruntime")
+    assert (row.status, row.cure) == ("broken", "pip install onnxruntime")
+    assert "it makes 17.0 of 18" in row.detail
+
+
+def test_pitfall_18_the_plain_package_on_a_gpu_is_taken_away_first(workstation):
+    row = look(workstation, {"onnxruntime": "1.23.0"}).row("onnxruntime")
+    assert row.status == "ok"
+    assert row.detail == "onnxruntime 1.23.0, runs on CPU; no GPU is used"
+    assert row.cure == "pip uninstall -y onnxruntime, then pip install onnxruntime-gpu"
+
+
+def test_pitfall_18_on_an_orin_the_wheel_without_its_code_is_named(orin):
+    no_kernel = Answer({"fault": "no kernel image is available for execution on the device"})
+    row = look(
+        orin, {"onnxruntime-gpu": "1.23.0"}, GPU_BUILD | {"CUDAExecutionProvider": no_kernel}
+    ).row("onnxruntime")
+    assert row.status == "missing"
+    assert "no kernel image" in row.detail
+    assert row.cure.startswith("install NVIDIA's onnxruntime-gpu wheel for your JetPack")
+
+
+def test_the_model_that_the_providers_run_is_one_matmul():
+    onnx = pytest.importorskip("onnx")
+    made = onnx.load_from_string(base64.b64decode(MATMUL))
+    onnx.checker.check_model(made)
+    assert [node.op_type for node in made.graph.node] == ["MatMul"]
+
+
+def test_the_multiplication_runs_for_real():
+    pytest.importorskip("onnxruntime")
+    assert run_probe(multiply_on("CPUExecutionProvider")) == RUNS
+    listed = run_probe(PROBES["onnxruntime"]).found
+    assert listed is not None
+    if "CUDAExecutionProvider" not in listed["providers"]:  # as where its libraries are missing
+        assert run_probe(multiply_on("CUDAExecutionProvider")) == DOES_NOT_LOAD
 
 
 def test_a_library_that_does_not_run_is_broken_not_a_crash(tmp_path):
