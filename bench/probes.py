@@ -38,6 +38,9 @@ ARM_CORES = {
 }
 # Share of the processors' time that others may take before the numbers deserve a warning.
 BUSY_SHARE = 0.10
+# A passing job gets this long to end; a machine that is busy for good is measured as it is.
+CALM_LIMIT_S = 20.0
+LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,14 +117,51 @@ def busy_share(
     return 1.0 - (after[0] - before[0]) / (after[1] - before[1])
 
 
-def busy_warning(share: float | None, load: float | None) -> str | None:
-    """What to tell the user when something else is running, or None."""
-    if share is None or share <= BUSY_SHARE:
+@dataclass(frozen=True)
+class Load:
+    """What other programs took of all processors' time before the first run."""
+
+    before: float | None
+    """share at the first look; None where it cannot be read"""
+    after: float | None
+    """share at the last look, after the wait"""
+    waited_s: float
+
+
+def wait_until_calm(
+    root: Path = Path("/"),
+    *,
+    limit_s: float = CALM_LIMIT_S,
+    sleep: Callable[[float], object] = time.sleep,
+    say: Callable[[str], object] = lambda text: None,
+) -> Load:
+    """Look at the load; while the machine is busy look again each second, `limit_s` at most."""
+    share = before = busy_share(root, sleep=sleep)
+    waited = 0.0
+    while share is not None and share > BUSY_SHARE and waited < limit_s:
+        say(f"waiting for other programs, which take {share:.0%} of the processors' time")
+        share = busy_share(root, seconds=LOOK_S, sleep=sleep)
+        waited += LOOK_S
+    return Load(before, share, waited)
+
+
+def busy_warning(load: Load, average: float | None) -> str | None:
+    """What to tell the user where something else was running, or None."""
+    if load.before is None or load.before <= BUSY_SHARE:
         return None
-    average = "" if load is None else f" (load average {load:.1f})"
+    taken = f"{load.before:.0%} of its processors' time was taken"
+    if load.after is not None and load.after <= BUSY_SHARE:
+        return (
+            f"the machine was busy before the first run ({taken}), and calm after a wait of "
+            f"{load.waited_s:.0f} s"
+        )
+    still = (
+        "" if load.after is None else f", {load.after:.0%} after a wait of {load.waited_s:.0f} s"
+    )
+    loaded = "" if average is None else f" (load average {average:.1f})"
     return (
-        f"the machine was busy before the first run: {share:.0%} of its processors' time was "
-        f"taken{average}; close other programs and measure again"
+        f"the machine was busy before the first run: {taken}{still}{loaded}; close other programs "
+        "and measure again"
     )
 
 

@@ -17,23 +17,26 @@ the system may take back.
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from clp_edge import waiting
 from clp_edge.bench import ceiling
 from clp_edge.bench.bandwidth import Bandwidth, read_bandwidth
-from clp_edge.bench.probes import busy_share, busy_warning, probe
+from clp_edge.bench.probes import busy_warning, probe, wait_until_calm
 from clp_edge.bench.statistics import CONFIDENCE, paired_speedup, settled
 from clp_edge.errors import ClpEdgeError, UsageError
-from clp_edge.metrics import bootstrap_median
+from clp_edge.metrics import median_interval
 from clp_edge.progress import Progress, silent
-from clp_edge.runtimes import default_threads
+from clp_edge.runtimes import Timing, default_threads
 from clp_edge.runtimes import open_artifact as open_in_runtime
 
 Variant = Literal["dense", "healed", "control"]
@@ -49,9 +52,14 @@ WARMUP_LIMIT = 0.05
 # At most half as many warm-up rounds as measured ones, and never more than six: a virtual machine
 # may never settle, and then the rounds are better spent on the interval.
 WARMUP_CAP = 6
-# A budget never cuts the rounds below this: an interval of fewer says nothing.
-MINIMUM_ROUNDS = 3
+# A budget does not cut the rounds below this: fewer cannot attain 95 % (metrics.median_interval).
+MINIMUM_ROUNDS = 6
 WARMUP_BUDGET_SHARE = 0.4
+# ... unless the machine slowed down so much that they would take this many budgets.
+HARD_STOP = 2.0
+# The look at a machine's speed before the budget is dealt out, and the smallest test that is left.
+PILOT_PROMPT, PILOT_GENERATE = 32, 8
+SMALLEST_PROMPT, SMALLEST_GENERATE = 32, 16
 
 
 @dataclass(frozen=True)
@@ -66,16 +74,20 @@ class BenchItem:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How to measure; `threads` None means the physical cores this process may use."""
+    """How to measure; `threads` None means the physical cores this process may use.
+
+    `time_budget_s` (None: as long as it takes) bounds warm-up and rounds together. Where the least
+    of both does not fit, the prompt and the answer are shortened, and a warning says so.
+    """
 
     prompt: int = 512
     generate: int = 128
     depth: int = 0
-    rounds: int = 5
+    rounds: int = MINIMUM_ROUNDS
     warmup_rounds: int = 1
     threads: int | None = None
     seed: int = 0
-    time_budget_s: float | None = None
+    time_budget_s: float | None = 180.0
 
     def __post_init__(self) -> None:
         for name, least in (("prompt", 1), ("generate", 1), ("depth", 0), ("rounds", 1)):
@@ -85,6 +97,8 @@ class BenchSettings:
             raise UsageError("bench needs at least one warm-up round")
         if self.threads is not None and self.threads < 1:
             raise UsageError("--threads must be at least 1")
+        if self.time_budget_s is not None and not self.time_budget_s > 0:
+            raise UsageError("the bench's time budget must be more than 0 s")
 
 
 class Opener(Protocol):
@@ -101,6 +115,7 @@ class _Row:
     session: Any = None
     info: Any = None
     reason: str | None = None
+    pilots: list[Timing] = field(default_factory=list)
     warmups: list[float] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in METRICS})
     peak_rss_mib: float | None = None
@@ -119,8 +134,12 @@ def run_bench(
     root: Path = Path("/"),
     measure_bandwidth: Callable[[int], Bandwidth | None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> dict[str, Any]:
     """Measure the artifacts and return the "bench" object of report.json.
+
+    A busy machine is waited for first, for a little while. Every child waits at barriers in the
+    same way (`clp_edge.waiting`); `settings.waiting` says in which.
 
     An artifact that cannot be opened or dies gets status "failed" and the reason; the others go on.
     Timings: tokens per second, milliseconds; every list has one value a round, in the same order.
@@ -132,8 +151,10 @@ def run_bench(
     measure = measure_bandwidth or (lambda threads: read_bandwidth(threads, root=root))
     threads = settings.threads or default_threads()
     device = probe(root)
-    share = busy_share(root)
-    warnings = [text for text in [busy_warning(share, device.load_average_1m)] if text]
+    load = wait_until_calm(root, sleep=sleep, say=partial(progress, 0, 1))
+    how_they_wait = waiting.in_force({**waiting.short_spin(os.environ), **os.environ})
+    found = [busy_warning(load, device.load_average_1m), waiting.warning(os.environ)]
+    warnings = [text for text in found if text]
     bandwidth = measure(threads)
     rows = [_Row(item) for item in items]
     context = settings.depth + max(settings.prompt, settings.generate) + 1
@@ -142,9 +163,12 @@ def run_bench(
         for row in rows:
             _open(row, open_artifact, stack, threads=threads, context=context)
         steps = _Steps(len(rows), settings, progress)
+        settings, shortened = _fit(rows, settings, steps, clock() - start)
+        if shortened:
+            warnings.append(shortened)
         warmups, calm = _warm_up(rows, settings, steps, clock, start)
         if not calm:
-            warnings.append(f"the speeds had not settled after {warmups} warm-up rounds")
+            warnings.append(f"the speeds had not settled after {warmups} warm-up round(s)")
         order = _measure(rows, settings, steps, clock, start, warmups)
         for row in rows:
             _attempt(row, partial(_note_memory, row))
@@ -153,7 +177,7 @@ def run_bench(
     costs = {row.item.name: _card(row) for row in rows}
     runs = [_run(row, settings, costs[row.item.name], bandwidth) for row in rows]
     return {
-        "device": {**device.as_dict(), "busy_share_before": share},
+        "device": {**device.as_dict(), "busy_share_before": load.before},
         "settings": {
             "threads": threads,
             "batch": 1,
@@ -162,6 +186,11 @@ def run_bench(
             "power_mode": device.power_mode,
             "memory_bandwidth_gb_s": bandwidth.gb_per_s if bandwidth else None,
             "memory_bandwidth": asdict(bandwidth) if bandwidth else None,
+            "busy_share_before": load.before,
+            "busy_share_after_wait": load.after,
+            "waited_for_calm_s": load.waited_s,
+            "waiting": how_they_wait,
+            "time_budget_s": settings.time_budget_s,
             "seed": settings.seed,
             "order": order,
             "seconds": clock() - start,
@@ -219,6 +248,59 @@ def _note_memory(row: _Row) -> None:
     row.peak_rss_mib = float(row.session.peak_rss_mib())
 
 
+def _fit(
+    rows: list[_Row], settings: BenchSettings, steps: _Steps, spent_s: float
+) -> tuple[BenchSettings, str | None]:
+    """The settings, shortened where one warm-up and the least rounds would break the budget.
+
+    Every artifact is timed twice on a few tokens (the first run also brings the file's pages in),
+    so that a slow machine costs seconds before anything is decided, not a whole round.
+    """
+    if settings.time_budget_s is None:
+        return settings, None
+    pilot = replace(
+        settings,
+        prompt=min(settings.prompt, PILOT_PROMPT),
+        generate=min(settings.generate, PILOT_GENERATE),
+    )
+    for row in rows:
+        steps.say(f"first look: {row.item.name}")
+        for _ in range(2):
+            _attempt(row, partial(_look, row, pilot))
+    round_s = sum(_round_seconds(row, pilot, settings) for row in rows if row.alive)
+    least = settings.warmup_rounds + min(settings.rounds, MINIMUM_ROUNDS)
+    left_s = max(settings.time_budget_s - spent_s, 0.0)
+    if round_s * least <= left_s:
+        return settings, None
+    share = left_s / (round_s * least)
+    shorter = replace(
+        settings,
+        prompt=max(min(SMALLEST_PROMPT, settings.prompt), math.floor(settings.prompt * share)),
+        generate=max(
+            min(SMALLEST_GENERATE, settings.generate), math.floor(settings.generate * share)
+        ),
+    )
+    if shorter == settings:
+        return settings, None
+    return shorter, (
+        f"a round would have taken about {round_s:.0f} s: the prompt was shortened from "
+        f"{settings.prompt} to {shorter.prompt} tokens and the answer from {settings.generate} to "
+        f"{shorter.generate}, to keep to the time budget of {settings.time_budget_s:.0f} s"
+    )
+
+
+def _look(row: _Row, pilot: BenchSettings) -> None:
+    row.pilots.append(_timed(row, pilot, pilot.seed))
+
+
+def _round_seconds(row: _Row, pilot: BenchSettings, settings: BenchSettings) -> float:
+    """What one timed run of the artifact will take, from its fastest looks."""
+    per_prompt = min(timing.prefill_s for timing in row.pilots) / pilot.prompt
+    per_token = min(timing.decode_s for timing in row.pilots) / pilot.generate
+    # the prompt, and the depth once before it and, where the cache cannot step back, once more
+    return per_prompt * (settings.prompt + 2 * settings.depth) + per_token * settings.generate
+
+
 def _warm_up(
     rows: list[_Row],
     settings: BenchSettings,
@@ -232,7 +314,8 @@ def _warm_up(
     """
     cap = max(settings.warmup_rounds, min(WARMUP_CAP, max(WARMUP_WINDOW, settings.rounds // 2)))
     window = max(min(WARMUP_WINDOW, cap), 2)
-    made = 0
+    least = min(settings.rounds, MINIMUM_ROUNDS)
+    made, begun = 0, clock()
     while any(row.alive for row in rows):
         for row in rows:
             steps.say(f"warm-up {made + 1}: {row.item.name}")
@@ -243,9 +326,12 @@ def _warm_up(
             live = [row.warmups for row in rows if row.alive]
             if all(settled(speeds, window=window, limit=WARMUP_LIMIT) for speeds in live):
                 return made, True
-            spent = clock() - start
-            budget = settings.time_budget_s
-            over = budget is not None and spent * (made + 1) / made > budget * WARMUP_BUDGET_SHARE
+            now, budget = clock(), settings.time_budget_s
+            each = (now - begun) / made
+            over = budget is not None and (
+                now - begun + each > budget * WARMUP_BUDGET_SHARE
+                or now - start + each * (1 + least) > budget
+            )
             if made >= cap or over:
                 return made, False
             steps.total += len(rows)
@@ -253,10 +339,13 @@ def _warm_up(
 
 
 def _warm(row: _Row, settings: BenchSettings, seed: int) -> None:
-    timing = row.session.time_once(
+    row.warmups.append(_timed(row, settings, seed).decode_tps)
+
+
+def _timed(row: _Row, settings: BenchSettings, seed: int) -> Timing:
+    return row.session.time_once(
         prompt=settings.prompt, generate=settings.generate, depth=settings.depth, seed=seed
     )
-    row.warmups.append(timing.decode_tps)
 
 
 def _measure(
@@ -275,9 +364,10 @@ def _measure(
         live = [row for row in rows if row.alive]
         if not live:
             break
-        if settings.time_budget_s is not None and index >= MINIMUM_ROUNDS:
+        if settings.time_budget_s is not None and index > 0:
             now = clock()
-            if now - start + (now - first_round) / index > settings.time_budget_s:
+            factor = 1.0 if index >= MINIMUM_ROUNDS else HARD_STOP
+            if now - start + (now - first_round) / index > settings.time_budget_s * factor:
                 break
         shuffler.shuffle(live)
         seed = settings.seed + warmups + index  # the same tokens for every artifact of a round
@@ -292,9 +382,7 @@ def _measure(
 
 
 def _time(row: _Row, settings: BenchSettings, seed: int) -> None:
-    timing = row.session.time_once(
-        prompt=settings.prompt, generate=settings.generate, depth=settings.depth, seed=seed
-    )
+    timing = _timed(row, settings, seed)
     for name in METRICS:
         row.samples[name].append(float(getattr(timing, name)))
 
@@ -317,7 +405,7 @@ def _run(
     size = card.bytes_per_token(depth) if card else None
     measured = row.alive and bool(row.samples["decode_tps"])
     summary = {
-        name: asdict(bootstrap_median(values, confidence=CONFIDENCE, seed=settings.seed))
+        name: asdict(median_interval(values, confidence=CONFIDENCE))
         for name, values in row.samples.items()
         if measured
     }
@@ -400,8 +488,8 @@ def _pair(
             before.samples[samples],
             after.samples[samples],
             lower_is_better=lower_is_better,
-            seed=settings.seed,
         )
+        result["confidence"] = found.ratio.confidence  # of n alone: the same for all three
         result[name] = {
             "before": found.before,
             "after": found.after,

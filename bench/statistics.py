@@ -1,9 +1,9 @@
 """What may be said of repeated timings: medians, intervals, paired speed-ups, settling.
 
 Dense and pruned run side by side in every round, so whatever slows a round (heat, a neighbour)
-slows both: the speed-up is taken round by round, r_k = after_k / before_k, and its median and
-percentile bootstrap interval are those of the r_k. That is far tighter than dividing two separate
-medians, and it does not need the rounds to be alike.
+slows both: the speed-up is taken round by round, r_k = after_k / before_k, and its median and the
+interval of it (two order statistics, `metrics.median_interval`) are those of the r_k. That is far
+tighter than dividing two separate medians, and it does not need the rounds to be alike.
 
 >>> paired_speedup([10.0, 20.0, 15.0], [12.0, 24.0, 18.0]).ratio.median
 1.2
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clp_edge.metrics import Interval, bootstrap_median
+from clp_edge.metrics import Interval, median_interval
 
 CONFIDENCE = 0.95
 
@@ -36,7 +36,6 @@ def paired_speedup(
     *,
     lower_is_better: bool = False,
     confidence: float = CONFIDENCE,
-    seed: int = 0,
 ) -> Speedup:
     """The speed-up over rounds that belong together, one value a round in the same order.
 
@@ -55,7 +54,7 @@ def paired_speedup(
     return Speedup(
         before=float(np.median(first)),
         after=float(np.median(second)),
-        ratio=bootstrap_median(ratios, confidence=confidence, seed=seed),
+        ratio=median_interval(ratios, confidence=confidence),
     )
 
 

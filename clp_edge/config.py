@@ -37,12 +37,14 @@ class Preset:
     tuning_steps: int
     evaluation_sequences: int
     bench_rounds: int
+    bench_budget_s: float
+    """what warm-up and rounds may take together"""
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset(28, 40, 512, 20, 8, 5),
-    "balanced": Preset(112, 224, 1_536, 100, 32, 8),
-    "best": Preset(480, 960, 8_192, 480, 64, 15),
+    "quick": Preset(28, 40, 512, 20, 8, 6, 90.0),
+    "balanced": Preset(112, 224, 1_536, 100, 32, 8, 180.0),
+    "best": Preset(480, 960, 8_192, 480, 64, 15, 600.0),
 }
 
 
@@ -175,6 +177,7 @@ class BenchConfig:
     rounds: int = PRESETS["balanced"].bench_rounds
     prompt: int = 512
     generate: int = 128
+    budget_s: float = PRESETS["balanced"].bench_budget_s
 
 
 @dataclass(frozen=True)

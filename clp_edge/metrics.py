@@ -1,4 +1,4 @@
-"""KL, perplexity, top-1 agreement and the bootstrap: arrays in, numbers out.
+"""KL, perplexity, top-1 agreement and the median's interval: arrays in, numbers out.
 
 All logarithms are natural: KL and NLL are in nats. KL is always KL(dense || candidate).
 """
@@ -25,7 +25,8 @@ def token_kl(dense_logits: Tensor, candidate_logits: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (dense.requires_grad or candidate.requires_grad):
         return (dense.exp() * (dense - candidate)).sum(dim=-1)
     gap = candidate.neg_().add_(dense)  # in place: these are as wide as the vocabulary
-    return torch.linalg.vecdot(dense.exp_(), gap)
+    # Tensor.sum adds in a tree; vecdot over 49,000 float32 entries is 1e-6 off.
+    return gap.mul_(dense.exp_()).sum(dim=-1)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -66,25 +67,43 @@ class Interval:
     low: float
     high: float
     n: int
+    confidence: float
+    """how often such an interval holds the true median, at least: what was attained, not asked"""
 
 
-def bootstrap_median(
-    samples: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 9_999,
-    seed: int = 0,
-) -> Interval:
-    """The median and its percentile-bootstrap interval; a lone sample is its own interval."""
-    array = np.asarray(samples, dtype=np.float64)
-    if array.size == 0:
+def median_interval(samples: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Interval:
+    """The median between two order statistics, by the sign test.
+
+    Of n independent samples, the number below the true median is Binomial(n, 1/2), whatever their
+    distribution, so the k-th smallest and the k-th largest hold it between them with probability
+    1 - 2 P(Binomial(n, 1/2) < k) at least (Conover, Practical Nonparametric Statistics, 3.2). The
+    largest k that attains `confidence` is taken. Where none does (for 95 %: fewer than 6 samples)
+    the interval is the smallest and the largest sample, and its `confidence` says what that
+    attains: 94 % of 5, 88 % of 4, 75 % of 3, 50 % of 2, nothing of 1. A percentile bootstrap of
+    so few covers far less than it says.
+
+    Raises ValueError without samples.
+    """
+    ordered = np.sort(np.asarray(samples, dtype=np.float64))
+    n = int(ordered.size)
+    if n == 0:
         raise ValueError("no samples")
-    median = float(np.median(array))
-    if array.size == 1:
-        return Interval(median, median, median, 1)
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, array.size, size=(resamples, array.size))
-    medians = np.median(array[draws], axis=1)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(medians, [tail, 1.0 - tail])
-    return Interval(median, float(low), float(high), int(array.size))
+    rank, attained = 1, attained_confidence(n, 1)
+    while 2 * (rank + 1) <= n and (next_one := attained_confidence(n, rank + 1)) >= confidence:
+        rank, attained = rank + 1, next_one
+    return Interval(
+        median=float(np.median(ordered)),
+        low=float(ordered[rank - 1]),
+        high=float(ordered[n - rank]),
+        n=n,
+        confidence=attained,
+    )
+
+
+def attained_confidence(n: int, rank: int) -> float:
+    """1 - 2 P(Binomial(n, 1/2) < rank): what the rank-th smallest and largest of n hold.
+
+    >>> attained_confidence(6, 1), attained_confidence(5, 1)
+    (0.96875, 0.9375)
+    """
+    return 1.0 - 2.0 * sum(math.comb(n, below) for below in range(rank)) / 2.0**n

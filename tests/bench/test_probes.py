@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clp_edge.bench.bandwidth import last_level_cache, read_bandwidth
-from clp_edge.bench.probes import busy_share, busy_warning, probe
+from clp_edge.bench.probes import Load, busy_share, busy_warning, probe, wait_until_calm
 
 ORIN_PROCESSOR = "processor\t: {}\nCPU implementer\t: 0x41\nCPU part\t: 0xd42\n"
 LAPTOP_PROCESSOR = (
@@ -109,12 +109,57 @@ def test_a_busy_machine_is_warned_about(tmp_path):
 
     share = busy_share(tmp_path, sleep=while_sleeping)
     assert share == pytest.approx(0.30)
-    warning = busy_warning(share, 1.5)
-    assert warning is not None
-    assert "30%" in warning
-    assert "load average 1.5" in warning
-    assert busy_warning(0.05, 1.5) is None
-    assert busy_warning(None, 1.5) is None
+    assert busy_share(tmp_path, sleep=lambda seconds: None) is None  # no tick has passed
+
+
+class Machine:
+    """/proc/stat of a machine that is half busy for its first `busy_s` seconds."""
+
+    def __init__(self, root: Path, busy_s: float) -> None:
+        self.root, self.busy_s, self.now, self.idle, self.user = root, busy_s, 0.0, 0, 0
+        self.sleep(0.0)
+
+    def sleep(self, seconds: float) -> None:
+        busy = max(0.0, min(seconds, self.busy_s - self.now))
+        self.now += seconds
+        self.user += round(100 * busy)
+        self.idle += round(200 * seconds) - round(100 * busy)  # two processors
+        plant(self.root, {"proc/stat": f"cpu  {self.user} 0 0 {self.idle} 0 0 0 0 0 0\n"})
+
+
+def test_pitfall_27_a_passing_job_is_waited_for(tmp_path):
+    said: list[str] = []
+    machine = Machine(tmp_path, busy_s=4.0)
+    load = wait_until_calm(tmp_path, sleep=machine.sleep, say=said.append)
+    assert load.before == pytest.approx(0.5)
+    assert load.after == pytest.approx(0.0)
+    assert 4.0 <= load.waited_s <= 6.0
+    assert machine.now == pytest.approx(load.waited_s + 0.4)
+    assert len(said) == load.waited_s
+    assert "50%" in said[0]
+    text = busy_warning(load, 1.5)
+    assert text is not None
+    assert "50%" in text
+    assert f"calm after a wait of {load.waited_s:.0f} s" in text
+
+
+def test_pitfall_27_the_wait_is_bounded_and_the_load_is_said(tmp_path):
+    machine = Machine(tmp_path, busy_s=1e9)
+    load = wait_until_calm(tmp_path, sleep=machine.sleep)
+    assert (load.waited_s, machine.now) == (20.0, pytest.approx(20.4))
+    text = busy_warning(load, 1.5)
+    assert text is not None
+    assert "50% after a wait of 20 s (load average 1.5)" in text
+    assert "close other programs" in text
+
+
+def test_a_calm_machine_is_not_waited_for(tmp_path, tmp_path_factory):
+    machine = Machine(tmp_path, busy_s=0.0)
+    load = wait_until_calm(tmp_path, sleep=machine.sleep)
+    assert (load, machine.now) == (Load(0.0, 0.0, 0.0), 0.4)
+    assert busy_warning(load, 1.5) is None
+    unknown = wait_until_calm(tmp_path_factory.mktemp("empty"), sleep=machine.sleep)
+    assert (unknown, busy_warning(unknown, 1.5)) == (Load(None, None, 0.0), None)
 
 
 def test_pitfall_21_the_buffer_is_four_caches_or_there_is_no_figure(orin, tmp_path_factory):
