@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,10 @@ tokenizer = AutoTokenizer.from_pretrained("hf")
 
 
 def render_card(report: Mapping[str, Any]) -> str:
-    """The whole card. `model.base_model` and `model.license` are used where the report has them."""
+    """The whole card. Of `model` it uses `base_model`, and the licence that the source's own files
+    state: `license` (null: they state none; no such key: nobody looked), `license_link` and
+    `license_stated_in`, where the report has them.
+    """
     warnings = all_warnings(report)
     parts = [
         _front_matter(report),
@@ -76,13 +80,24 @@ def _front_matter(report: Mapping[str, Any]) -> str:
     lines = ["---"]
     if model.get("base_model"):
         lines.append(f"base_model: {json.dumps(model['base_model'])}")
-    if model.get("license"):
-        lines.append(f"license: {json.dumps(model['license'])}")
+    lines += _front_licence(model)
     lines += ["pipeline_tag: text-generation", "tags:", "- clp-edge", "- pruned"]
     suffixes = {artifact["path"].rpartition(".")[2] for artifact in report["artifacts"]}
     if "gguf" in suffixes:
         lines.append("- gguf")
     return "\n".join([*lines, "---"])
+
+
+def _front_licence(model: Mapping[str, Any]) -> list[str]:
+    """The hub knows licences by id: what is no id is "other" with a name."""
+    name, link = model.get("license"), model.get("license_link")
+    if not name:
+        return []
+    known = re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name) is not None and not link
+    lines = [f"license: {json.dumps(name if known else 'other')}"]
+    if not known and name != "other":
+        lines.append(f"license_name: {json.dumps(name)}")
+    return [*lines, f"license_link: {json.dumps(link)}"] if link else lines
 
 
 def _removed(report: Mapping[str, Any]) -> str:
@@ -131,12 +146,15 @@ def _usage(report: Mapping[str, Any]) -> list[str]:
 def _licence(report: Mapping[str, Any]) -> str:
     model = report["model"]
     base = model.get("base_model") or model["source"]
-    licence = model.get("license")
-    stated = (
-        f"its licence, {licence}, applies to this model too"
-        if licence
-        else "its files state no licence; look it up before passing this model on"
-    )
+    licence, where = model.get("license"), model.get("license_stated_in")
+    if licence:
+        link = f", {model['license_link']}" if model.get("license_link") else ""
+        stated = f"its licence, {licence}{link}, applies to this model too"
+        stated += f" (read from the source's {where})" if where else ""
+    elif "license" in model:
+        stated = "the source's own files state no licence; look it up before passing this model on"
+    else:
+        stated = "its licence was not looked up; do so before passing this model on"
     return f"The base model is `{base}`: {stated}."
 
 

@@ -28,9 +28,9 @@ def test_the_table_has_each_figure_before_and_after():
     row = found[TARGET, "file size"]
     assert (row.before, row.after, row.change) == ("100.0 MiB", "84.0 MiB", "-16.0 %")
     row = found[TARGET, "decode"]
-    assert row.before == "60.0 tok/s (59.0 to 61.0, n 5)"
-    assert row.change == "1.16x (1.12 to 1.20, n 5; ideal 1.15x)"
-    assert found[TARGET, "time to first token"].change == "1.21x (1.19 to 1.23, n 5)"
+    assert row.before == "60.0 tok/s (59.0 to 61.0, 97 %, n 6)"
+    assert row.change == "1.16x (1.12 to 1.20, 97 %, n 6; ideal 1.15x)"
+    assert found[TARGET, "time to first token"].change == "1.21x (1.19 to 1.23, 97 %, n 6)"
     row = found[TARGET, "peak memory (resident)"]
     assert (row.before, row.after, row.change) == ("120 MiB", "139 MiB", "+16.0 %")
     row = found[TARGET, "energy per token"]
@@ -72,12 +72,12 @@ def test_a_failed_run_is_told_and_not_shown_as_zero():
 def test_markdown_carries_the_receipts():
     text = render_markdown(sample_report())
     assert text.startswith("# What clp-edge did to Tiny-30\n")
-    assert "| decode | 60.0 tok/s (59.0 to 61.0, n 5) |" in text
+    assert "| decode | 60.0 tok/s (59.0 to 61.0, 97 %, n 6) |" in text
     # The windows in the order of the criterion; the one without a healed KL is not judged by it.
     assert text.index("| 12-17 | 0.750 | 0.330 |") < text.index("| 13-18 | 0.720 | 0.400 |")
     assert "| 3-8 |" not in text
     assert "| tuned | not measured |" in text
-    assert "4 threads; batch 1; 3 warm-up rounds, then 5 that count" in text
+    assert "4 threads; batch 1; 3 warm-up rounds, then 6 that count" in text
     assert "16,384 tokens in 32 sequences of 512" in text
     assert "| heal | 60.0 | not measured |" in text
     assert "> upon a | table" in text
@@ -120,8 +120,40 @@ def test_the_card_owns_up_to_what_it_does_not_know():
     given["heal"] = None
     card = render_card(build_report(**given))
     assert "base_model:" not in card
-    assert "state no licence" in card
+    assert "its licence was not looked up" in card
     assert "It was not healed" in card
+
+
+def licence_in_card(**said: str | None) -> tuple[list[str], str]:
+    """The front matter's lines on the licence, and the paragraph on it."""
+    given = parts()
+    given["model"] |= said
+    front, body = render_card(build_report(**given)).split("---\n", 2)[1:]
+    paragraph = body.split("## Licence and base model\n\n")[1].split("\n")[0]
+    return [line for line in front.splitlines() if line.startswith("license")], paragraph
+
+
+def test_a_licence_is_carried_over_as_it_is_stated():
+    front, text = licence_in_card(license="mit", license_link=None, license_stated_in="README.md")
+    assert front == ['license: "mit"']
+    assert "its licence, mit, applies to this model too (read from the source's README.md)" in text
+    front, text = licence_in_card(license="llama3", license_link="https://example.org/licence")
+    assert front == [
+        'license: "other"',
+        'license_name: "llama3"',
+        'license_link: "https://example.org/licence"',
+    ]
+    assert "llama3, https://example.org/licence, applies" in text
+    front, _ = licence_in_card(license="Apache License", license_link="LICENSE")
+    assert front[0] == 'license: "other"'  # a title is no id of the hub's
+    assert licence_in_card(license="other")[0] == ['license: "other"']
+
+
+def test_no_licence_is_claimed_to_be_missing_without_a_look():
+    front, text = licence_in_card(license=None)
+    assert (front, "state no licence" in text) == ([], True)
+    front, text = licence_in_card()
+    assert (front, "not looked up" in text) == ([], True)
 
 
 def test_blocks_are_named_as_people_read_them():
