@@ -13,10 +13,19 @@ Wᵀ(p' - p) = Wᵀp' - m: a second product. With a soft cap the logits are not 
 final hidden state is kept in place of m.
 
 Everything runs in chunks of positions: `chunk` x vocabulary floats are held, and no more.
+
+Precision. A row is 49,000 numbers or more, most of them tiny, so sums over it go through
+`Tensor.sum`, which adds in a tree: einsum adds one after the other and lost 1.65e-3 nats. In half
+precision the logits, p and m are float32 all the same, made from the half-precision states and
+weights. Demo model in bfloat16, blocks 13-18 out, against float64 from the same values: with
+bfloat16 logits or a bfloat16 m the mean KL of 0.800 is 0.8e-3 to 1.0e-3 too low and one token is
+off by 0.05 to 0.08; with both in float32, 2.5e-6 and 4e-5. Only the gradient may use bfloat16
+products: a step bears the noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +33,7 @@ import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 16 * 1024 * 1024
-"""Logits held at once: 64 MiB in float32."""
+"""Logits held at once, and weights made float32 at once: 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,35 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) after the final norm -> (..., vocabulary)."""
-        scores = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        """(..., hidden) after the final norm -> (..., vocabulary) in the model's own dtype."""
+        return self._finished(torch.nn.functional.linear(hidden, self.weight, self.bias))
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """The same logits in float32, whatever the dtype of the states and weights."""
+        if self.weight.dtype == torch.float32:
+            return self.logits(hidden.float())
+        states = hidden.float()
+        parts = [states @ weight.T for _, weight in self._slabs()]
+        scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return self._finished(scores if self.bias is None else scores + self.bias.float())
+
+    def pull(self, probabilities: Tensor) -> Tensor:
+        """Wᵀp in float32: (tokens, vocabulary) float32 -> (tokens, hidden)."""
+        if self.weight.dtype == torch.float32:
+            return probabilities @ self.weight
+        pulled = probabilities.new_zeros(len(probabilities), self.weight.shape[1])
+        for part, weight in self._slabs():
+            pulled.addmm_(probabilities[:, part], weight)
+        return pulled
+
+    def _slabs(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in float32, a part of the vocabulary at a time."""
+        rows = max(1, CHUNK_ELEMENTS // self.weight.shape[1])
+        for start in range(0, self.vocabulary, rows):
+            part = slice(start, min(start + rows, self.vocabulary))
+            yield part, self.weight[part].float()
+
+    def _finished(self, scores: Tensor) -> Tensor:
         if self.scale != 1.0:
             scores = scores * self.scale
         if self.softcap is not None:
@@ -63,7 +99,8 @@ class Teacher:
     offset: Tensor
     """(tokens,) float32: sum_v p_v z_v - lse(z), less what the bias adds to sum_v p_v z'_v."""
     expected: Tensor
-    """(tokens, hidden): scale·Wᵀp; with a soft cap the dense final hidden state itself."""
+    """(tokens, hidden) float32: scale·Wᵀp; with a soft cap the dense final hidden state itself, in
+    the model's dtype."""
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -72,6 +109,13 @@ class Teacher:
         """The rows of these tokens (a slice or an index tensor)."""
         return Teacher(self.offset[index], self.expected[index])
 
+    @classmethod
+    def cat(cls, parts: Sequence[Teacher]) -> Teacher:
+        """One after the other."""
+        return cls(
+            torch.cat([part.offset for part in parts]), torch.cat([part.expected for part in parts])
+        )
+
 
 @torch.no_grad()
 def teacher(head: Head, dense_hidden: Tensor, *, chunk: int | None = None) -> Teacher:
@@ -79,18 +123,17 @@ def teacher(head: Head, dense_hidden: Tensor, *, chunk: int | None = None) -> Te
     if head.softcap is not None:
         return Teacher(dense_hidden.new_zeros(len(dense_hidden), dtype=torch.float32), dense_hidden)
     offset = torch.empty(len(dense_hidden), dtype=torch.float32, device=dense_hidden.device)
-    expected = torch.empty_like(dense_hidden)
+    expected = torch.empty_like(dense_hidden, dtype=torch.float32)
     step = chunk or head.chunk()
     for start in range(0, len(dense_hidden), step):
         part = slice(start, min(start + step, len(dense_hidden)))
-        scores = head.logits(dense_hidden[part]).float()
+        scores = head.scores(dense_hidden[part])
         normaliser = torch.logsumexp(scores, dim=-1)
         probabilities = torch.exp(scores - normaliser[:, None])
-        own = torch.einsum("tv,tv->t", probabilities, scores)
-        if head.bias is not None:
-            own = own - head.scale * (probabilities @ head.bias.float())
-        offset[part] = own - normaliser
-        expected[part] = head.scale * (probabilities.to(head.weight.dtype) @ head.weight)
+        expected[part] = head.scale * head.pull(probabilities)
+        if head.bias is not None:  # the part that the bias adds to z is the same for both models
+            scores.sub_(head.bias.float(), alpha=head.scale)
+        offset[part] = scores.mul_(probabilities).sum(-1) - normaliser
     return Teacher(offset, expected)
 
 
@@ -103,34 +146,40 @@ class _HeadKL(torch.autograd.Function):
     ) -> Tensor:
         values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
+        # Noise that a training step bears.
+        fast = head.weight.dtype == torch.bfloat16 and hidden.dtype == torch.bfloat16
+        gradient = torch.empty_like(hidden, dtype=torch.float32) if wanted else None
         for start in range(0, len(hidden), chunk):
             part = slice(start, min(start + chunk, len(hidden)))
-            scores = head.logits(hidden[part]).float()
+            if wanted and fast:
+                scores = head.logits(hidden[part]).float()
+            else:
+                scores = head.scores(hidden[part])
             if head.softcap is None:
                 normaliser = torch.logsumexp(scores, dim=-1)
-                cross = torch.einsum("th,th->t", hidden[part].float(), expected[part].float())
+                cross = (hidden[part].float() * expected[part]).sum(-1)
                 values[part] = offset[part] - cross + normaliser
                 if gradient is not None:
                     scores.sub_(normaliser[:, None]).exp_()
-                    pulled = scores.to(head.weight.dtype) @ head.weight
-                    gradient[part] = (head.scale * pulled - expected[part]).to(gradient.dtype)
+                    pulled = scores.bfloat16() @ head.weight if fast else head.pull(scores)
+                    gradient[part] = head.scale * pulled.float() - expected[part]
             else:
-                dense = torch.log_softmax(head.logits(expected[part]).float(), dim=-1)
+                dense = torch.log_softmax(head.scores(expected[part]), dim=-1)
                 candidate = torch.log_softmax(scores, dim=-1)
-                values[part] = (dense.exp() * (dense - candidate)).sum(-1)
                 if gradient is not None:
                     slope = 1.0 - (scores / head.softcap) ** 2  # d tanh
                     pulled = (candidate.exp() - dense.exp()) * slope * head.scale
-                    gradient[part] = pulled.to(head.weight.dtype) @ head.weight
+                    gradient[part] = head.pull(pulled)
+                values[part] = candidate.neg_().add_(dense).mul_(dense.exp_()).sum(-1)
         if gradient is not None:
             ctx.save_for_backward(gradient)
+            ctx.dtype = hidden.dtype
         return values
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream[0][:, None].to(gradient.dtype), None, None, None, None)
+        return ((gradient * upstream[0][:, None]).to(ctx.dtype), None, None, None, None)
 
 
 def head_kl(head: Head, dense: Teacher, hidden: Tensor, *, chunk: int | None = None) -> Tensor:

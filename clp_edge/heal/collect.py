@@ -93,10 +93,7 @@ def collect_tail(
     return TailInputs(
         ids=ids,
         entry=torch.cat(entries),
-        dense=Teacher(
-            torch.cat([part.offset for part in teachers]),
-            torch.cat([part.expected for part in teachers]),
-        ),
+        dense=Teacher.cat(teachers),
     )
 
 

@@ -65,10 +65,7 @@ def collect_states(
     states = BlockStates(
         ids=ids,
         hidden=[torch.cat(parts) for parts in kept],
-        dense=Teacher(
-            torch.cat([part.offset for part in teachers]),
-            torch.cat([part.expected for part in teachers]),
-        ),
+        dense=Teacher.cat(teachers),
     )
     check_alive(states)
     return states

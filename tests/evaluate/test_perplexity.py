@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -170,12 +171,33 @@ def test_another_head_keeps_the_dtype_and_the_device(dtype: torch.dtype, ids) ->
     assert seen == [(dtype, torch.device("meta"))]
 
 
-def test_a_half_precision_dense_model_keeps_its_own_head(ids) -> None:
-    model = tiny_model("llama", blocks=2).bfloat16()
-    reference = DenseReference.build(dissect(model), ids)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_keeps_its_states_and_its_logits_are_not_rounded(
+    dtype: torch.dtype, ids
+) -> None:
+    model = tiny_model("llama", blocks=2).to(dtype)
+    body = dissect(model)
+    reference = DenseReference.build(body, ids)
     assert reference.hidden.dtype == torch.float32
     with torch.no_grad():
-        assert torch.equal(reference.logits(0), model(ids[:1]).logits[0])
+        states = body.final_hidden(ids[:1])[0]
+        assert states.dtype == dtype
+        exact = states.double() @ model.lm_head.weight.double().T
+        assert (reference.logits(0) - exact).abs().max() < 1e-4
+        assert (model(ids[:1]).logits[0] - exact).abs().max() > 1e-3  # its own are rounded
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_candidate_is_measured_as_float32_measures_it(
+    dense, candidate, ids, dtype: torch.dtype
+) -> None:
+    exact = measure_model(dissect(candidate), ids, DenseReference.build(dissect(dense), ids))
+    halves = [copy.deepcopy(model).to(dtype) for model in (dense, candidate)]
+    reference = DenseReference.build(dissect(halves[0]), ids)
+    got = measure_model(dissect(halves[1]), ids, reference)
+    assert got.kl == pytest.approx(exact.kl, rel=0.1, abs=2e-3)
+    assert got.perplexity == pytest.approx(exact.perplexity, rel=0.05)
+    assert measure_model(dissect(halves[0]), ids, reference).kl < 1e-6
 
 
 def test_other_sequences_are_refused(candidate, reference) -> None:
