@@ -63,36 +63,43 @@ def score_windows(
     return scores
 
 
+FEWEST_SEQUENCES = 4
+"""A bootstrap over fewer says nothing: of one sequence every resample is the same."""
+
+
 @dataclass(frozen=True)
 class Stability:
     """How firm the choice is: a bootstrap over sequences."""
 
-    wins: float
-    """share of resamples in which the best window is the best again"""
+    wins: float | None
+    """share of resamples in which the best window is the best again; None where fewer than
+    FEWEST_SEQUENCES sequences were seen"""
     rivals: tuple[tuple[Segment, float], ...]
     """other windows that won some resamples, with their shares"""
     gap: float
     """KL of the second best less KL of the best"""
     gap_se: float
-    """standard error of that gap, paired by sequence; NaN for one sequence or one window"""
+    """standard error of that gap, paired by sequence; NaN where `wins` is None or for one window"""
 
     @property
     def near_tie(self) -> bool:
-        """Whether the second best is within one paired standard error."""
+        """Whether the second best is within one paired standard error; False where not known."""
         return self.gap <= self.gap_se
 
 
 def stability(scores: Sequence[WindowScore], *, resamples: int = 2_000, seed: int = 0) -> Stability:
     """Resample the sequences and see which window wins."""
     matrix = np.array([score.by_sequence for score in scores])
+    order = np.argsort(matrix.mean(axis=1), kind="stable")
+    best = int(order[0])
+    gap, gap_se = float("nan"), float("nan")
+    if len(order) > 1:
+        gap, gap_se = mean_and_standard_error(matrix[int(order[1])] - matrix[best])
+    if matrix.shape[1] < FEWEST_SEQUENCES:
+        return Stability(None, (), gap, float("nan"))
     rng = np.random.default_rng(seed)
     draws = rng.integers(0, matrix.shape[1], size=(resamples, matrix.shape[1]))
     winners = matrix[:, draws].mean(axis=2).argmin(axis=0)
     shares = np.bincount(winners, minlength=len(scores)) / resamples
-    order = np.argsort(matrix.mean(axis=1), kind="stable")
-    best = int(order[0])
     rivals = tuple((scores[i].segment, float(shares[i])) for i in order[1:] if shares[i] > 0)
-    gap, gap_se = float("nan"), float("nan")
-    if len(order) > 1:
-        gap, gap_se = mean_and_standard_error(matrix[int(order[1])] - matrix[best])
     return Stability(float(shares[best]), rivals, gap, gap_se)

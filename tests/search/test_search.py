@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,25 @@ def test_stability_counts_wins_and_says_near_ties() -> None:
     assert result.near_tie
     paired = np.array(close[1].by_sequence) - np.array(close[0].by_sequence)
     assert result.gap_se == pytest.approx(float(stats.sem(paired)))
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 3, 4])
+def test_stability_of_fewer_than_four_sequences_is_not_known(sequences: int) -> None:
+    scores = [
+        WindowScore(Segment(first, first), 0, 0, (float(first),) * sequences) for first in (1, 2)
+    ]
+    found = stability(scores)
+    assert found.gap == 1.0
+    if sequences < 4:
+        assert found.wins is None
+        assert found.rivals == ()
+        assert math.isnan(found.gap_se)
+        assert not found.near_tie
+    else:
+        assert found.wins == 1.0
+    body = dissect(tiny_model("llama", blocks=4))
+    searched = search(body, random_ids(sequences, 24), count=1, method="exact")
+    assert (searched.stability.wins is None) == (sequences < 4)
 
 
 def test_costs_of_the_demo_shape_are_those_of_the_methods_page() -> None:
