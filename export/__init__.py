@@ -1,8 +1,12 @@
 """Write a Hugging Face folder in a format that a runtime opens, and prove the file right.
 
-target = resolve("gguf-q4")
-plan(config, tokenizer, target).problems            # before any work
-export(folder, target, Path("model.Q4_K_M.gguf"), metadata={}, threads=4, progress=silent)
+>>> target = resolve("gguf-q4")
+>>> plan(config, tokenizer, target).problems                                # doctest: +SKIP
+()
+>>> made = export(folder, target, Path("model.Q4_K_M.gguf"), metadata={}, threads=4,
+...               progress=silent)                                          # doctest: +SKIP
+>>> made.verified                                                           # doctest: +SKIP
+True
 """
 
 from __future__ import annotations
