@@ -10,8 +10,12 @@ anything runs:
     ideal prefill = operations(dense) / operations(pruned), the head on the last token only,
                     attention included
 
-A measured speed-up above the ideal is a mistake or needs an explanation. The share of the bandwidth
-that is used is MBU = bytes per token x tokens per second / measured read bandwidth.
+A small model is not bound by memory alone: it fits in a cache, its types are multiplied at
+different speeds, and every block costs barriers of the threads. `decode_bounds` therefore gives
+three ratios: of bytes, of operations, and of what lies in the blocks alone. The last is the most
+that a cut can give whatever bounds the speed, since the head and the rest of a token are not cut:
+a speed-up above the largest is a mistake, one between needs no explanation. The share of the
+bandwidth that is used is MBU = bytes per token x tokens per second / measured read bandwidth.
 
 >>> card = read_card(Path("model.Q4_0.gguf"))          # doctest: +SKIP
 >>> ideal_decode(card, read_card(Path("pruned.Q4_0.gguf")), depth=0)  # doctest: +SKIP
@@ -73,6 +77,7 @@ class StaticCard:
     blocks: int
     file_bytes: int
     weight_bytes_per_token: int
+    block_bytes: int
     block_matmul_elements: int
     head_elements: int
     attention: tuple[AttentionBlock, ...]
@@ -82,6 +87,11 @@ class StaticCard:
         element = KV_ELEMENT_BYTES[kv_type]
         cache = sum(block.seen(depth) * block.kv_elements() * element for block in self.attention)
         return round(self.weight_bytes_per_token + cache)
+
+    def block_bytes_per_token(self, depth: float = 0.0, kv_type: str = "f16") -> int:
+        """The share of `bytes_per_token` that lies in the blocks and their cache."""
+        rest = self.weight_bytes_per_token - self.block_bytes
+        return self.bytes_per_token(depth, kv_type) - rest
 
     def prefill_operations(self, prompt: int, depth: int = 0) -> float:
         """Multiplications and additions of a prompt of `prompt` tokens after `depth` cached."""
@@ -99,6 +109,28 @@ class StaticCard:
 def ideal_decode(before: StaticCard, after: StaticCard, depth: float = 0.0) -> float:
     """The decode speed-up that the bytes saved allow at a mean depth."""
     return before.bytes_per_token(depth) / after.bytes_per_token(depth)
+
+
+def decode_bounds(before: StaticCard, after: StaticCard, depth: float = 0.0) -> dict[str, float]:
+    """What a cut allows, by what bounds the decode speed.
+
+    `bytes`: memory (`ideal_decode`). `operations`: multiplications, the head included. `blocks`:
+    anything that is paid per block or inside of one (barriers, launches, slow types), where the
+    rest of a token costs nothing; the largest of the three ratios of blocks, and a hard limit.
+    """
+    at = round(depth)
+    head = (2.0 * before.head_elements, 2.0 * after.head_elements)
+    whole = (before.prefill_operations(1, at), after.prefill_operations(1, at))
+    inside = [
+        before.blocks / after.blocks,
+        before.block_bytes_per_token(depth) / after.block_bytes_per_token(depth),
+        (whole[0] - head[0]) / (whole[1] - head[1]),
+    ]
+    return {
+        "bytes": ideal_decode(before, after, depth),
+        "operations": whole[0] / whole[1],
+        "blocks": max(inside),
+    }
 
 
 def ideal_prefill(before: StaticCard, after: StaticCard, prompt: int, depth: int = 0) -> float:
@@ -134,7 +166,7 @@ def read_card(path: Path) -> StaticCard:
     names = {tensor.name for tensor in reader.tensors}
     experts = _field(reader, f"{architecture}.expert_count")
     share = _field(reader, f"{architecture}.expert_used_count") / experts if experts else 1.0
-    read_whole, matmul, head = 0.0, 0.0, 0
+    read_whole, in_blocks, matmul, head = 0.0, 0.0, 0.0, 0
     for tensor in reader.tensors:
         rows = int(tensor.shape[1]) if len(tensor.shape) > 1 else 1
         used = share if "_exps." in tensor.name else 1.0
@@ -143,6 +175,8 @@ def read_card(path: Path) -> StaticCard:
             read_whole += tensor.n_bytes / rows
         else:
             read_whole += tensor.n_bytes * used
+        if tensor.name.startswith("blk."):
+            in_blocks += tensor.n_bytes * used
         if is_head:
             head = int(tensor.n_elements)
         elif tensor.name.startswith("blk.") and len(tensor.shape) > 1:
@@ -153,6 +187,7 @@ def read_card(path: Path) -> StaticCard:
         blocks=int(blocks),
         file_bytes=path.stat().st_size,
         weight_bytes_per_token=round(read_whole),
+        block_bytes=round(in_blocks),
         block_matmul_elements=round(matmul),
         head_elements=head,
         attention=_attention(reader, str(architecture), int(blocks)),

@@ -470,9 +470,11 @@ def _pair(
 ) -> dict[str, Any]:
     first, second = cards[before.item.name], cards[after.item.name]
     ideal: dict[str, float | None] = dict.fromkeys(SPEEDUPS)
+    bounds: dict[str, float] = {}
     if first is not None and second is not None:
         depth = ceiling.mean_decode_depth(settings.generate, settings.depth)
-        ideal["decode"] = ceiling.ideal_decode(first, second, depth)
+        bounds = ceiling.decode_bounds(first, second, depth)
+        ideal["decode"] = bounds["bytes"]
         ideal["prefill"] = ceiling.ideal_prefill(first, second, settings.prompt, settings.depth)
     result: dict[str, Any] = {
         "target": after.item.target,
@@ -498,4 +500,6 @@ def _pair(
             "high": found.ratio.high,
             "ideal": ideal[name],
         }
+    if bounds:
+        result["decode"]["bounds"] = bounds
     return result

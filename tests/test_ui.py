@@ -97,9 +97,9 @@ def test_the_report_ends_with_files_and_the_verdict():
     ui.report(report, Path("out"))
     lines = out.getvalue().splitlines()
     decode = next(line for line in lines if line.strip().startswith("decode"))
-    assert "60.0 tok/s (59.0 to 61.0, n 5)" in decode
-    assert "69.6 tok/s (68.6 to 70.6, n 5)" in decode
-    assert "1.16x (1.12 to 1.20, n 5; ideal 1.15x)" in decode
+    assert "60.0 tok/s (59.0 to 61.0, n 6)" in decode
+    assert "69.6 tok/s (68.6 to 70.6, n 6)" in decode
+    assert "1.16x (1.12 to 1.20, 97 %, n 6; ideal 1.15x)" in decode
     energy = next(line for line in lines if "energy per token" in line)
     assert energy.count("not measured") == 2
     assert "  dense (dense): upon a time" in lines

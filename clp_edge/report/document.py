@@ -26,7 +26,10 @@ SCHEMA = 1
 _NUMBER = Nullable(float)
 _SEGMENT = Record({"first": int, "last": int})
 _TEST = Record({"prompt": int, "generate": int, "depth": int})
-_SUMMARY = Record({"median": float, "low": float, "high": float, "n": int})
+_SUMMARY = Record(
+    {"median": float, "low": float, "high": float, "n": int},
+    {"confidence": float},  # what the interval attains, not what was asked for
+)
 _RATIO = Record(
     {
         "before": float,
@@ -35,7 +38,8 @@ _RATIO = Record(
         "low": float,
         "high": float,
         "ideal": _NUMBER,
-    }
+    },
+    {"bounds": MapOf(float)},  # by what bounds the speed; "ideal" is the one of bytes
 )
 _METRICS = ("prefill_tps", "decode_tps", "ttft_ms")
 

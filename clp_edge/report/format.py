@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
+USUAL_CONFIDENCE = 0.95
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -57,14 +58,21 @@ def percent(share: float | None) -> str:
 
 
 def interval(summary: Mapping[str, Any] | None, places: int = 1, unit: str = "") -> str:
-    """Median, interval and n: "61.2 tok/s (60.1 to 62.3, n 5)"."""
+    """Median, interval and n: "61.2 tok/s (60.1 to 62.3, n 6)"; below 95 % how sure it is, too."""
     if summary is None:
         return NOT_MEASURED
     median = fixed(summary["median"], places, unit)
     if summary["n"] < 2:
         return f"{median} (n 1)"
     low, high = fixed(summary["low"], places), fixed(summary["high"], places)
-    return f"{median} ({low} to {high}, n {summary['n']})"
+    confidence = summary.get("confidence")
+    weak = confidence if confidence is not None and confidence < USUAL_CONFIDENCE else None
+    return f"{median} ({low} to {high}, {sureness(weak, summary['n'])})"
+
+
+def sureness(confidence: float | None, n: int) -> str:
+    """What an interval attains, and of how many samples: "97 %, n 6"."""
+    return f"n {n}" if confidence is None else f"{100 * confidence:.0f} %, n {n}"
 
 
 def spread(value: float | None, error: float | None, n: int | None, text: str) -> str:

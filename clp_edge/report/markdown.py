@@ -21,7 +21,8 @@ from clp_edge.report.summary import HEADER, sequences, summary_table
 # How many candidate windows are listed; all of them are in report.json.
 WINDOWS_SHOWN = 8
 STATISTICS_NOTE = (
-    "Medians with 95 % bootstrap intervals; the change is the median of the per-round ratios. "
+    "Medians, each between two order statistics that hold the true one with 95 % confidence or "
+    "more, unless less is shown; the change is the median of the per-round ratios. "
     "Above 1 is faster, for the time to first token too."
 )
 MEMORY_NOTE = (

@@ -192,7 +192,8 @@ def _speedup(speedup: Mapping[str, Any] | None, name: str) -> str:
         return NOT_MEASURED
     part, n = speedup[name], speedup["n"]
     low, high = write.fixed(part["low"], 2), write.fixed(part["high"], 2)
-    shown = f"{low} to {high}, n {n}" if n > 1 else "n 1"
+    sure = write.sureness(speedup["confidence"], n)
+    shown = f"{low} to {high}, {sure}" if n > 1 else "n 1"
     ideal = f"; ideal {write.ratio(part['ideal'])}" if part["ideal"] is not None else ""
     return f"{write.ratio(part['median'])} ({shown}{ideal})"
 

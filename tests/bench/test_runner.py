@@ -9,7 +9,13 @@ import pytest
 
 from clp_edge import waiting
 from clp_edge.bench.bandwidth import Bandwidth
-from clp_edge.bench.ceiling import ideal_decode, ideal_prefill, mean_decode_depth, read_card
+from clp_edge.bench.ceiling import (
+    decode_bounds,
+    ideal_decode,
+    ideal_prefill,
+    mean_decode_depth,
+    read_card,
+)
 from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
 from clp_edge.errors import RuntimeDiedError, UsageError
 from clp_edge.runtimes import ArtifactInfo, Timing
@@ -118,6 +124,8 @@ def test_known_speeds_give_exact_speedups_and_the_contract(tmp_path):
     assert pair["decode"]["before"] < pair["decode"]["after"]
     depth = mean_decode_depth(16)
     assert pair["decode"]["ideal"] == pytest.approx(ideal_decode(dense, healed, depth))
+    assert pair["decode"]["bounds"] == decode_bounds(dense, healed, depth)
+    assert "bounds" not in pair["prefill"]
     assert pair["prefill"]["ideal"] == pytest.approx(ideal_prefill(dense, healed, 64))
     assert pair["ttft"]["ideal"] is None
 

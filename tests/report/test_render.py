@@ -28,7 +28,7 @@ def test_the_table_has_each_figure_before_and_after():
     row = found[TARGET, "file size"]
     assert (row.before, row.after, row.change) == ("100.0 MiB", "84.0 MiB", "-16.0 %")
     row = found[TARGET, "decode"]
-    assert row.before == "60.0 tok/s (59.0 to 61.0, 97 %, n 6)"
+    assert row.before == "60.0 tok/s (59.0 to 61.0, n 6)"
     assert row.change == "1.16x (1.12 to 1.20, 97 %, n 6; ideal 1.15x)"
     assert found[TARGET, "time to first token"].change == "1.21x (1.19 to 1.23, 97 %, n 6)"
     row = found[TARGET, "peak memory (resident)"]
@@ -72,7 +72,7 @@ def test_a_failed_run_is_told_and_not_shown_as_zero():
 def test_markdown_carries_the_receipts():
     text = render_markdown(sample_report())
     assert text.startswith("# What clp-edge did to Tiny-30\n")
-    assert "| decode | 60.0 tok/s (59.0 to 61.0, 97 %, n 6) |" in text
+    assert "| decode | 60.0 tok/s (59.0 to 61.0, n 6) |" in text
     # The windows in the order of the criterion; the one without a healed KL is not judged by it.
     assert text.index("| 12-17 | 0.750 | 0.330 |") < text.index("| 13-18 | 0.720 | 0.400 |")
     assert "| 3-8 |" not in text
@@ -195,3 +195,10 @@ def test_a_sample_names_the_file_that_wrote_it():
     text = render_markdown(report)
     assert "**Dense** (tiny-dense)" in text
     assert "**Pruned** (tiny-healed)" in text
+
+
+def test_an_interval_says_where_it_attains_less_than_95_percent():
+    seen = {"median": 2.0, "low": 1.0, "high": 3.0, "n": 6, "confidence": 0.96875}
+    assert write.interval(seen) == "2.0 (1.0 to 3.0, n 6)"
+    assert write.interval(seen | {"n": 5, "confidence": 0.9375}) == "2.0 (1.0 to 3.0, 94 %, n 5)"
+    assert write.interval(seen | {"n": 1, "confidence": 0.0}) == "2.0 (n 1)"

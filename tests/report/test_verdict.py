@@ -16,7 +16,7 @@ def said(**changes) -> str:
 
 def test_the_plain_case_in_one_sentence():
     assert said() == (
-        "Blocks 12-17 (6 of 30) are gone: decode is 1.16x faster (1.12 to 1.20, n 5; "
+        "Blocks 12-17 (6 of 30) are gone: decode is 1.16x faster (1.12 to 1.20, 97 %, n 6; "
         "the bytes saved allow 1.15x), perplexity 23.1 -> 29.8 (1.29x); at equal size a harder "
         "quantization of the dense model was not measured."
     )
@@ -25,7 +25,8 @@ def test_the_plain_case_in_one_sentence():
 def test_an_interval_that_holds_one_is_not_faster():
     text = said(decode=ratio(1.04, 0.97, 1.09, 1.15))
     assert (
-        "decode is not measurably faster (1.04x, 0.97 to 1.09, n 5; the bytes saved allow" in text
+        "decode is not measurably faster (1.04x, 0.97 to 1.09, 97 %, n 6; the bytes saved allow"
+        in text
     )
     assert "decode is not measurably faster" in said(decode=ratio(1.05, 1.0, 1.09, 1.15))
     assert "1.05x faster" in said(decode=ratio(1.05, 1.01, 1.09, 1.15))
@@ -40,9 +41,30 @@ def test_pitfall_21_more_than_the_bytes_saved_is_suspect():
     assert "more than the bytes saved" not in said(decode=ratio(1.18, 1.12, 1.24, 1.15))
 
 
+def test_pitfall_21_a_small_model_is_suspect_only_above_all_its_bounds():
+    """1.22x (1.20 to 1.27) was called more than the bytes saved explain (1.16): 30 of 24 blocks,
+    in a model that is not bound by memory, allow 1.25x."""
+    bounds = {"bytes": 1.16, "operations": 1.19, "blocks": 1.25}
+    text = said(decode=ratio(1.22, 1.20, 1.27, 1.16) | {"bounds": bounds})
+    assert "the bytes saved allow 1.16x, the blocks saved 1.25x)" in text
+    assert "saved explain" not in text
+    text = said(decode=ratio(1.32, 1.30, 1.35, 1.16) | {"bounds": bounds})
+    assert "more than the bytes and blocks saved explain, so measure again" in text
+    text = said(decode=ratio(1.14, 1.10, 1.15, 1.16) | {"bounds": bounds})
+    assert "the blocks saved" not in text
+
+
+def test_fewer_than_six_rounds_claim_nothing():
+    given = parts()
+    given["bench"]["speedup"][0] |= {"n": 5, "confidence": 0.9375}
+    text = build_report(**given)["verdict"]
+    assert "decode was 1.16x (1.12 to 1.20, 94 %, n 5; the bytes saved allow 1.15x), of too" in text
+    assert "faster (" not in text
+
+
 def test_a_single_round_proves_nothing():
     given = parts()
-    given["bench"]["speedup"][0]["n"] = 1
+    given["bench"]["speedup"][0] |= {"n": 1, "confidence": 0.0}
     assert "in a single round, which proves nothing" in build_report(**given)["verdict"]
 
 
