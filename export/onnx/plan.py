@@ -1,0 +1,151 @@
+"""What an ONNX folder would be, and what stands in its way, before any work."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from typing import Any
+
+from clp_edge.errors import ClpEdgeError, UnsupportedModelError, UsageError
+from clp_edge.export.base import ExportPlan
+from clp_edge.export.onnx import builder, configs
+from clp_edge.export.onnx.targets import BLOCK_SIZE, EXECUTION_PROVIDERS, RECIPES, Recipe
+from clp_edge.export.targets import Target
+
+_OPTIMUM = "take onnx-optimum-fp32 (it needs an environment of its own: clp-edge[optimum])"
+_GRAPH_BYTES_PER_BLOCK = 12_000
+_GRAPH_BYTES = 8_000
+_BLOCK_OF = re.compile(r"layers\.(\d+)\.")
+_SENSITIVE = ("q_proj", "k_proj", "v_proj", "qkv_proj", "down_proj")
+
+
+def plan(
+    config: Any,
+    hf: Any,
+    target: Target,
+    *,
+    blocks: int | None = None,
+    provider: str = "cpu",
+) -> ExportPlan:
+    """The plan for this model with `blocks` blocks. Never raises for an unsupported thing: it
+    lists it. Bytes are an estimate, right to some percent."""
+    recipe = RECIPES[target.quantization]
+    problems: list[ClpEdgeError] = []
+    notes: list[str] = []
+    try:
+        problems += _builder_problems(config, recipe, provider)
+    except ClpEdgeError as error:
+        problems.append(error)
+    problems += configs.problems(config)
+    size, bits, floats = 0, 0.0, 0
+    if not problems:
+        exact, parameters, floats = _tensor_bytes(config, recipe, blocks, provider)
+        count = blocks or int(config.num_hidden_layers)
+        tables = _rope_tables(config)
+        size = exact + tables + _GRAPH_BYTES + _GRAPH_BYTES_PER_BLOCK * count + _tokenizer_bytes(hf)
+        bits = 8.0 * exact / parameters
+        if tables > exact // 20:
+            notes.append(
+                f"{tables / 1e6:.0f} MB of the weights' file are tables of rotation angles for the "
+                f"whole context of {config.max_position_embeddings} tokens"
+            )
+        if floats and recipe.precision.startswith("int"):
+            notes.append(
+                "the embedding stays in floats: the builder quantizes it only where it is tied"
+            )
+    return ExportPlan(target, size, bits, floats, tuple(problems), tuple(notes))
+
+
+def _builder_problems(config: Any, recipe: Recipe, provider: str) -> list[ClpEdgeError]:
+    found: list[ClpEdgeError] = []
+    if provider not in EXECUTION_PROVIDERS:
+        return [UsageError(f"unknown execution provider {provider!r}", "take cpu, cuda or dml")]
+    known = builder.installed()
+    name = (getattr(config, "architectures", None) or [f"model type {config.model_type}"])[0]
+    if name not in known.architectures:
+        found.append(
+            UnsupportedModelError(
+                f"onnxruntime-genai {known.version} has no builder for {name}", _OPTIMUM
+            )
+        )
+    if (recipe.precision, provider) not in known.pairs:
+        has = sorted(ep for kind, ep in known.pairs if kind == recipe.precision)
+        usable = [ep for ep in has if ep in EXECUTION_PROVIDERS]
+        other = f"--ep {' or '.join(usable)}, or " if usable else ""
+        found.append(
+            UsageError(
+                f"onnxruntime-genai {known.version} writes no {recipe.precision} for {provider}",
+                f"take {other}another target; {_OPTIMUM.removeprefix('take ')} writes others",
+            )
+        )
+    return found
+
+
+def _tensor_bytes(
+    config: Any, recipe: Recipe, blocks: int | None, provider: str
+) -> tuple[int, int, int]:
+    """(bytes, parameters, matrices that stay floats), from the shapes of the model alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    finally:
+        logger.setLevel(level)
+    whole = int(config.num_hidden_layers)
+    count = whole if blocks is None else blocks
+    quantized = recipe.precision.startswith("int")
+    wide = 4 if provider == "cpu" or recipe.precision == "fp32" else 2
+    tied = bool(config.tie_word_embeddings)
+    size = parameters = floats = 0
+    linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    for name, value in model.named_parameters():
+        at = _BLOCK_OF.search(name)
+        if at and int(at[1]) >= count:
+            continue
+        parameters += value.numel()
+        is_head = name == "lm_head.weight" or (tied and "embed_tokens" in name)
+        if quantized and (name in linear or is_head):
+            kept = recipe.head_bits if is_head else _bits(recipe, name, at, count)
+            size += _quantized_bytes(
+                value.shape, kept, wide, zeros="k_quant" in str(recipe.options)
+            )
+        else:
+            size += wide * value.numel()
+            floats += value.dim() > 1
+    return size, parameters, floats
+
+
+def _bits(recipe: Recipe, name: str, at: re.Match[str] | None, count: int) -> int:
+    """The bits of a block's matrix: the builder's mixed rule is llama.cpp's (base.py, 0.18)."""
+    plain = int(recipe.precision.removeprefix("int"))
+    if not recipe.mixed_bits or at is None or not any(part in name for part in _SENSITIVE):
+        return plain
+    i = int(at[1])
+    chosen = i < count / 8 or i >= 7 * count / 8 or (i - round(count / 8)) % 3 == 2
+    return recipe.mixed_bits if chosen else plain
+
+
+def _quantized_bytes(shape: Any, bits: int, wide: int, *, zeros: bool) -> int:
+    rows, width = int(shape[0]), int(shape[1])
+    groups = -(-width // BLOCK_SIZE)
+    size = rows * groups * (BLOCK_SIZE * bits // 8 + wide)
+    return size + (rows * -(-groups * bits // 8) if zeros else 0)
+
+
+def _rope_tables(config: Any) -> int:
+    """cos and sin in float32 for every position; two pairs where local blocks have their own."""
+    heads = int(config.num_attention_heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    kinds = 2 if getattr(configs.adapted(config), "rope_local_base_freq", None) else 1
+    return kinds * 4 * int(config.max_position_embeddings) * width
+
+
+def _tokenizer_bytes(hf: Any) -> int:
+    backend = getattr(hf, "backend_tokenizer", None)
+    return len(backend.to_str().encode()) if backend is not None else 0
