@@ -34,6 +34,12 @@ class Target:
     advice: str
     max_kl: float
     needs_importance_matrix: bool = False
+    extension: str = ".gguf"
+    """Of the file; empty where the target is a folder."""
+
+    def file_name(self, model: str) -> str:
+        """The file or folder that holds this model."""
+        return f"{model}.{self.file_suffix}{self.extension}"
 
 
 def _gguf(

@@ -35,6 +35,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "kernels": (0, 1),
     "config": (0, 2),
     "records": (0, 2),
+    "registry": (0, 2),
     "models": (1, 0),
     "data": (1, 1),
     "runtimes": (1, 1),

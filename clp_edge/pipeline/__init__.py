@@ -1,6 +1,7 @@
 """The pipeline: `compress()` runs the stages in order, each with its own folder entry.
 
->>> report, out = compress(CompressConfig(targets=("gguf-q4",)))       # doctest: +SKIP
+>>> outcome = compress(CompressConfig(targets=("gguf-q4",)))       # doctest: +SKIP
+>>> outcome.report["verdict"], outcome.out                         # doctest: +SKIP
 """
 
 from clp_edge.pipeline.compress import Outcome, compress

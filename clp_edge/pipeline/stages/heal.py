@@ -1,0 +1,97 @@
+"""Heal: the endpoints' new weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clp_edge.config import CompressConfig
+from clp_edge.heal import HealResult, TuningSettings, heal
+from clp_edge.pipeline.preflight import Plan
+from clp_edge.pipeline.stage import Context, Stage
+from clp_edge.pipeline.stages import calibrate, search
+from clp_edge.progress import Progress
+from clp_edge.records import HealRecord, TuningRecord
+
+TENSORS = "healed.safetensors"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How far up the ladder, and how much tuning."""
+
+    rungs: str
+    steps: int
+    rate: float
+
+
+def inputs(config: CompressConfig, plan: Plan) -> Inputs:
+    return Inputs(config.heal.rungs, config.heal.steps, config.heal.rate)
+
+
+def run(given: Inputs, context: Context, room: Path, progress: Progress) -> HealRecord:
+    began = time.perf_counter()
+    text = calibrate.calibration(context)
+    found = heal(
+        context.body(),
+        search.segment(context),
+        text.fit.to(context.ground.device),
+        text.select.to(context.ground.device),
+        rungs=given.rungs,
+        tuning=TuningSettings(steps=given.steps, learning_rate=given.rate),
+        seed=context.ground.seed,
+        progress=progress,
+    )
+    state = {
+        f"{index}.{name}": value.contiguous()
+        for index, tensors in found.state.items()
+        for name, value in tensors.items()
+    }
+    save_file(state, str(room / TENSORS))
+    for note in found.notes:
+        context.observer.note(note)
+    return HealRecord(
+        method=given.rungs,
+        trained_blocks=tuple(sorted(found.state)),
+        kl_cut=found.kl_cut,
+        kl_refit=found.kl_refit,
+        kl_tuned=found.kl_tuned,
+        ridge=found.ridge,
+        explained=found.explained,
+        history=tuple(TuningRecord(point.step, point.kl) for point in found.history),
+        notes=found.notes,
+        parts=found.seconds,
+        seconds=time.perf_counter() - began,
+    )
+
+
+STAGE: Stage[Inputs, HealRecord] = Stage(
+    "heal", "Heal", (calibrate.STAGE, search.STAGE), HealRecord, inputs, run
+)
+
+
+def healing(context: Context) -> HealResult:
+    """What the stage left, ready to be applied to a cut model."""
+    record = context.record(STAGE)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(str(context.stage_folder(STAGE) / TENSORS)).items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    assert record.kl_cut is not None
+    return HealResult(
+        method=record.method,
+        segment=search.segment(context),
+        kl_cut=record.kl_cut,
+        kl_refit=record.kl_refit,
+        kl_tuned=record.kl_tuned,
+        ridge=record.ridge,
+        explained=record.explained,
+        history=(),
+        notes=record.notes,
+        state=state,
+        seconds=record.parts,
+    )
