@@ -31,7 +31,7 @@ from typing import Any, Literal, Protocol
 from clp_edge import waiting
 from clp_edge.bench import ceiling
 from clp_edge.bench.bandwidth import Bandwidth, read_bandwidth
-from clp_edge.bench.probes import busy_warning, probe, wait_until_calm
+from clp_edge.bench.probes import CALM_LIMIT_S, busy_warning, probe, wait_until_calm
 from clp_edge.bench.statistics import CONFIDENCE, paired_speedup, settled
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.metrics import median_interval
@@ -55,6 +55,8 @@ WARMUP_CAP = 6
 # A budget does not cut the rounds below this: fewer cannot attain 95 % (metrics.median_interval).
 MINIMUM_ROUNDS = 6
 WARMUP_BUDGET_SHARE = 0.4
+# The wait for a calm machine comes before the budget's time; so much of it at most.
+CALM_BUDGET_SHARE = 0.1
 # ... unless the machine slowed down so much that they would take this many budgets.
 HARD_STOP = 2.0
 # The look at a machine's speed before the budget is dealt out, and the smallest test that is left.
@@ -151,7 +153,8 @@ def run_bench(
     measure = measure_bandwidth or (lambda threads: read_bandwidth(threads, root=root))
     threads = settings.threads or default_threads()
     device = probe(root)
-    load = wait_until_calm(root, sleep=sleep, say=partial(progress, 0, 1))
+    patience = min(CALM_LIMIT_S, CALM_BUDGET_SHARE * (settings.time_budget_s or math.inf))
+    load = wait_until_calm(root, limit_s=patience, sleep=sleep, say=partial(progress, 0, 1))
     how_they_wait = waiting.in_force({**waiting.short_spin(os.environ), **os.environ})
     found = [busy_warning(load, device.load_average_1m), waiting.warning(os.environ)]
     warnings = [text for text in found if text]
