@@ -66,9 +66,7 @@ def own_weights(
     parameters = model.state_dict()
     for row in families.tensors(config):
         values = torch.from_numpy(made.values(row.gguf_name)).reshape(row.shape)
-        if row.heads is not None:
-            values = families.unpermute(values, row.heads)
-        parameters[row.hf_name].copy_(values)
+        parameters[row.hf_name].copy_(families.to_model(row, values))
     tokens = torch.tensor([ids])
     logits = model(tokens, use_cache=False).logits[0].float()
     for module in model.modules():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clp_edge.errors import ClpEdgeError
-from clp_edge.export.gguf.families import context_length
+from clp_edge.export.gguf.family_table import context_length, sliding_blocks
 from clp_edge.export.gguf.rope import read_rope
 from clp_edge.metrics import token_kl, top1_agreement
 from clp_edge.models.quiet import quiet
@@ -35,6 +35,10 @@ and the market moves onto the ice: bread, fish, wool, hot chestnuts, and a brass
 Why the band insisted on playing outdoors is not recorded. The mayor's diary says merely that they \
 were loud, that they were cheerful, and that three of the trumpets froze.
 """
+_PAST_WINDOW = 128
+_LONGEST = 1280
+"""Tokens: at a vocabulary of 262,144 their logits take 1.3 GB."""
+_ROOM_TO_GENERATE = 64
 _PROMPT = "The most important thing about the weather in winter is"
 
 
@@ -62,8 +66,12 @@ class Reference:
     """Greedy, without the end token."""
     continuation_logits: torch.Tensor
     """(up to tokens + 1, vocabulary): what each token of the continuation was chosen from."""
-    inverse_frequencies: np.ndarray
-    """(head_dim / 2,): the rotation per position of each pair, as transformers computes it."""
+    inverse_frequencies: dict[str, np.ndarray]
+    """The rotation per position of each pair (rotated part / 2,), as transformers computes it:
+    "full"; "local" for blocks with a window, where theirs differ; "short" and "long" instead of
+    "full" where they depend on the context."""
+    rotary_gain: float
+    """What transformers multiplies rotated q and k by; 1 but for LongRoPE."""
     rounding: Comparison
     """What float16 weights and float16 inputs of every product alone do to these logits."""
 
@@ -74,8 +82,21 @@ class Reference:
 
 
 def reference_ids(config: Any, hf: Any) -> tuple[int, ...]:
-    """About 256 tokens of text (512 with rope scaling), as many as the context holds."""
-    wanted = min(context_length(config), 256 if read_rope(config).kind == "default" else 512)
+    """About 256 tokens of text (512 with rope scaling), as many as the context holds.
+
+    Longer than the sliding window where the blocks differ in it and that costs little. LongRoPE
+    rotates otherwise past its original length, and llama.cpp decides that by the context it was
+    opened with: the text stays below.
+    """
+    rope = read_rope(config)
+    wanted = 256 if rope.kind == "default" else 512
+    window = int(config.sliding_window) if any(sliding_blocks(config)) else 0
+    if window + _PAST_WINDOW <= _LONGEST:
+        wanted = max(wanted, window + _PAST_WINDOW)
+    longest = context_length(config)
+    if rope.kind == "longrope":
+        longest = min(longest, rope.original_length - _ROOM_TO_GENERATE)
+    wanted = min(wanted, longest)
     ids = hf.encode(_TEXT)
     more = hf.encode(_TEXT, add_special_tokens=False)
     while len(ids) < wanted:
@@ -108,7 +129,7 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) 
             break
         continuation.append(token)
         out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
-    frequencies = model.get_decoder().rotary_emb.inv_freq.double().numpy()
+    frequencies, gain = _rotations(model)
     rounded = _rounded(model)(torch.tensor([ids]), use_cache=False).logits[0].float()
     return Reference(
         ids,
@@ -117,8 +138,36 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) 
         tuple(continuation),
         torch.stack(chosen_from),
         frequencies,
+        gain,
         compare_logits(logits, rounded),
     )
+
+
+def _rotations(model: Any) -> tuple[dict[str, np.ndarray], float]:
+    """Transformers' own inverse frequencies, by the names of `Reference`, and the gain."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    decoder, config = model.get_decoder(), model.config
+    rotary = decoder.rotary_emb
+    names = {"full_attention_inv_freq": "full", "sliding_attention_inv_freq": "local"}
+    found = {
+        name: getattr(rotary, attribute).double().numpy()
+        for attribute, name in names.items()
+        if hasattr(rotary, attribute)
+    }
+    if found:  # Gemma 3 of transformers 5
+        return found, 1.0
+    gain = float(rotary.attention_scaling)
+    if read_rope(config).kind == "longrope":
+        original = read_rope(config).original_length
+        for name, length in (("short", original), ("long", original + 1)):
+            one, _ = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=length)
+            found[name] = one.double().numpy()
+        return found, gain
+    found["full"] = rotary.inv_freq.double().numpy()
+    if hasattr(decoder, "rotary_emb_local"):  # Gemma 3 of transformers 4
+        found["local"] = decoder.rotary_emb_local.inv_freq.double().numpy()
+    return found, gain
 
 
 def compare_logits(reference: torch.Tensor, other: torch.Tensor) -> Comparison:

@@ -19,6 +19,7 @@ import torch
 from clp_edge.errors import ClpEdgeError, RuntimeDiedError, VerificationError
 from clp_edge.export.gguf import families, tokenizer
 from clp_edge.export.gguf.contents import Contents
+from clp_edge.export.gguf.family_table import sliding_blocks
 from clp_edge.export.gguf.own_weights import own_weights, tensor_errors
 from clp_edge.export.gguf.reference import Comparison, Reference
 from clp_edge.export.gguf.rope import read_rope
@@ -108,22 +109,41 @@ def check_structure(made: Contents, path: Path, config: Any) -> None:
     _require(not wrong, path, f"tensors missing, added or of another shape: {wrong[:5]}")
 
 
-def check_rope(made: Contents, path: Path, config: Any, inverse_frequencies: np.ndarray) -> float:
+def check_windows(made: Contents, path: Path, config: Any) -> None:
+    """Each block is local or global as in the model, and the window is as wide (PITFALLS 15a)."""
+    family = families.family_of(config)
+    if not family.windows:
+        return
+    prefix = f"{family.architecture}.attention.sliding_window"
+    window = made.header.value(prefix)
+    _require(window == config.sliding_window, path, f"its sliding window is {window}")
+    stated = [bool(kind) for kind in made.header.value(f"{prefix}_pattern") or []]
+    wrong = [i for i, kind in enumerate(sliding_blocks(config)) if stated[i : i + 1] != [kind]]
+    _require(not wrong, path, f"blocks {wrong[:5]} are local for global, or the other way round")
+
+
+def check_rope(made: Contents, path: Path, config: Any, reference: Reference) -> float:
     """The rotations the file asks for are transformers' own, at every length (PITFALLS 15).
 
     Returns the largest relative difference of a frequency.
     """
     prefix = f"{families.family_of(config).architecture}.rope"
     size = int(made.header.value(f"{prefix}.dimension_count", 0))
+    exponents = np.arange(0, size, 2, dtype=np.float64) / max(size, 1)
     base = float(made.header.value(f"{prefix}.freq_base", 10_000.0))
-    pairs = np.arange(0, size, 2, dtype=np.float64)
-    written = base ** (-pairs / max(size, 1))
-    written = written / float(made.header.value(f"{prefix}.scaling.factor", 1.0))
-    if "rope_freqs.weight" in made.tensors:
-        written = written / made.values("rope_freqs.weight").reshape(-1)
-    same = written.shape == inverse_frequencies.shape
-    _require(same, path, f"it rotates {written.size} pairs, not {inverse_frequencies.size}")
-    worst = float(np.max(np.abs(written / inverse_frequencies - 1.0)))
+    local = float(made.header.value(f"{prefix}.freq_base_swa", base))
+    scaled = base**-exponents / float(made.header.value(f"{prefix}.scaling.factor", 1.0))
+    worst = 0.0
+    for name, frequencies in reference.inverse_frequencies.items():
+        written = local**-exponents if name == "local" else scaled
+        tensor = {"full": "rope_freqs.weight"}.get(name, f"rope_factors_{name}.weight")
+        if tensor in made.tensors:
+            written = written / made.values(tensor).reshape(-1)
+        same = written.shape == frequencies.shape
+        _require(same, path, f"it rotates {written.size} pairs, not {frequencies.size}")
+        worst = max(worst, float(np.max(np.abs(written / frequencies - 1.0))))
+    gain = float(made.header.value(f"{prefix}.scaling.attn_factor", 1.0))
+    worst = max(worst, abs(gain / reference.rotary_gain - 1.0))
     _require(
         worst <= ROPE_TOLERANCE,
         path,
@@ -273,7 +293,8 @@ def verify(
     exact = target.quantization == "F16"
     made = read_back(path)
     check_structure(made, path, config)
-    rope = check_rope(made, path, config, reference.inverse_frequencies)
+    check_windows(made, path, config)
+    rope = check_rope(made, path, config, reference)
     if source is not None:
         check_tensors(path, source)
     room = max(len(reference.ids), len(reference.prompt) + 64)

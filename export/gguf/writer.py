@@ -89,12 +89,11 @@ def check_complete(checkpoint: Checkpoint, rows: list[families.Tensor], tied: bo
 
 
 def as_stored(row: families.Tensor, tensor: torch.Tensor) -> np.ndarray:
-    """The tensor as the file holds it: permuted, float16 (vectors float32), in range."""
+    """The tensor as the file holds it: changed, float16 (vectors float32), in range."""
     values = tensor.float()
     if not bool(torch.isfinite(values).all()):
         raise ClpEdgeError(f"{row.hf_name} holds NaN or Inf", "the model is damaged; make it again")
-    if row.heads is not None:
-        values = families.permute(values, row.heads)
+    values = families.to_file(row, values)
     if len(row.shape) == 1:
         return values.contiguous().numpy()
     largest = float(values.abs().max())
@@ -113,7 +112,9 @@ def hyper_parameters(config: Any) -> list[Entry]:
     for key in family.keys:
         value = key.value(config)
         if value is not None:
-            found.append(Entry(key.name.format(arch=family.architecture), value, key.kind))
+            found.append(
+                Entry(key.name.format(arch=family.architecture), value, key.kind, key.sub_kind)
+            )
     return found
 
 

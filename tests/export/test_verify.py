@@ -15,6 +15,7 @@ from clp_edge.export import resolve
 from clp_edge.export.gguf import families, writer
 from clp_edge.export.gguf import tokenizer as tokenizers
 from clp_edge.export.gguf import verify as verify_module
+from clp_edge.export.gguf.cuts import with_blocks
 from clp_edge.export.gguf.quantize import quantize
 from clp_edge.export.gguf.reference import Comparison, make_reference
 from clp_edge.export.gguf.verify import WIDEST, f16_limits, verify
@@ -172,7 +173,7 @@ def test_pitfall_14_llama_cpp_refusing_the_file_is_a_failed_verification(
 
 def test_another_block_count_fails(tiny, tmp_path):
     path = tiny.write(tmp_path / "m.gguf")
-    config = families.with_blocks(tiny.config, 2)
+    config = with_blocks(tiny.config, 2)
     with pytest.raises(VerificationError, match="it says 3 blocks, the model has 2"):
         run(tiny, path, config=config)
 

@@ -138,9 +138,11 @@ def test_what_llama_cpp_does_not_compute_is_refused(tiny, changes, named):
 def test_every_problem_is_listed_at_once(tiny):
     hf = tiny_tokenizer("smollm")
     hf.add_tokens([f"extra{i}" for i in range(9)])
-    found = plan(tiny_config("gemma2"), hf, resolve("q4_0"))
+    config = tiny_config("llama")
+    config.model_type = "starcoder2"
+    found = plan(config, hf, resolve("q4_0"))
     assert len(found.problems) == 2
-    assert "'gemma2'" in str(found.problems[0])
+    assert "'starcoder2'" in str(found.problems[0])
     assert found.predicted_bytes == 0
 
 
