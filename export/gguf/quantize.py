@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clp_edge.export.gguf.contents import Contents
 from clp_edge.export.gguf.mix import wanted
@@ -50,7 +51,7 @@ def _fallback(made: Contents, target: Target) -> tuple[str, ...]:
     header = made.header
     architecture = header.value("general.architecture")
     heads = header.value(f"{architecture}.attention.head_count")
-    of = {
+    of: dict[str, Any] = {
         "blocks": int(header.value(f"{architecture}.block_count")),
         "grouped": heads // header.value(f"{architecture}.attention.head_count_kv", heads),
         "tied": "output.weight" not in made.tensors,
