@@ -49,9 +49,8 @@ def adapted(config: Any) -> Any:
 def problems(config: Any) -> list[ClpEdgeError]:
     """What the config asks for and the builder would write differently or not at all."""
     rope = _rope(config)
-    kinds = [
-        _kind(part) for part in rope.values() if isinstance(part, dict) and "rope_theta" in part
-    ]
+    parts = [rope[key] for key in ("full_attention", "sliding_attention") if key in rope]
+    kinds = [_kind(part) for part in parts]
     known = {"default", "linear", *_ROPE_KINDS.get(config.model_type, set())}
     found: list[ClpEdgeError] = [
         UnsupportedModelError(

@@ -19,6 +19,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from clp_edge.errors import VerificationError
 
 _SUFFIX = re.compile(r"_Q\d+$")
+_ANGLES = ("cos_cache", "sin_cache")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,12 @@ class Graph:
         return blocks(ins, "past_key_values"), blocks(outs, "present")
 
     def tensor_bytes(self) -> int:
-        """Bytes of all initializers."""
-        return sum(self._nbytes(tensor) for tensor in self.initializers.values())
+        """Bytes of all weights, the tables of rotation angles left out."""
+        return sum(
+            self._nbytes(tensor)
+            for name, tensor in self.initializers.items()
+            if not name.startswith(_ANGLES)
+        )
 
     def float_matrices(self) -> list[str]:
         """Names of the weight matrices that are stored as floats; tables of angles are none."""

@@ -102,6 +102,7 @@ def _tensor_bytes(
     quantized = recipe.precision.startswith("int")
     wide = 4 if provider == "cpu" or recipe.precision == "fp32" else 2
     tied = bool(config.tie_word_embeddings)
+    zeros = "k_quant" in dict(recipe.options).get("algo_config", "")
     size = parameters = floats = 0
     linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     for name, value in model.named_parameters():
@@ -112,9 +113,7 @@ def _tensor_bytes(
         is_head = name == "lm_head.weight" or (tied and "embed_tokens" in name)
         if quantized and (name in linear or is_head):
             kept = recipe.head_bits if is_head else _bits(recipe, name, at, count)
-            size += _quantized_bytes(
-                value.shape, kept, wide, zeros="k_quant" in str(recipe.options)
-            )
+            size += _quantized_bytes(value.shape, kept, wide, zeros=zeros)
         else:
             size += wide * value.numel()
             floats += value.dim() > 1
