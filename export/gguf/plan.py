@@ -72,7 +72,11 @@ def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int, int]:
         kind = "F32"
         if len(row.shape) > 1:
             tied, width = bool(config.tie_word_embeddings), row.shape[-1]
-            of: dict[str, Any] = {"blocks": int(config.num_hidden_layers), "grouped": grouped, "tied": tied}
+            of: dict[str, Any] = {
+                "blocks": int(config.num_hidden_layers),
+                "grouped": grouped,
+                "tied": tied,
+            }
             kind = predict(target.quantization, row.gguf_name, width, **of)
             fallback += kind != wanted(target.quantization, row.gguf_name, width, **of)
         one = stored_bytes(kind, row.elements)
