@@ -206,7 +206,12 @@ def compress(
 
         plan = pipeline.preflight(asked)
         if dry_run:
+            from clp_edge.pipeline.rehearsal import rehearse
+
+            made_before = rehearse(asked, plan)
             _print_plan(ui, asked, plan)
+            if made_before:
+                ui.note(f"{plan.out} holds this very run already: it would compute nothing")
             return
         with Interruptible(ui) as observer:
             outcome = pipeline.compress(asked, observer=observer, plan=plan)

@@ -160,12 +160,18 @@ class EvaluationConfig:
         """From --eval-tokens N|all; N is rounded up to whole sequences."""
         if tokens is None:
             return cls(text, sequences)
-        if tokens == "all":
-            return cls(text, "all")
-        if not tokens.isdigit() or int(tokens) < 1:
+        if tokens != "all" and (not tokens.isdigit() or int(tokens) < 1):
             raise UsageError(
                 f"--eval-tokens {tokens!r} is not a number of tokens", "give a number, or all"
             )
+        if text is None:
+            raise UsageError(
+                f"--eval-tokens {tokens} needs --eval-text: without one all of the held-back "
+                "calibration text is measured on",
+                "give --eval-text FILE as well, or leave --eval-tokens out",
+            )
+        if tokens == "all":
+            return cls(text, "all")
         return cls(text, -(-int(tokens) // EVALUATION_LENGTH))
 
 

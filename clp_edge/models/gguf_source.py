@@ -175,11 +175,28 @@ def llama3_factors(pairs: int, theta: float, factor: float) -> torch.Tensor:
     return (1.0 / ((1.0 - blend) / factor + blend)).float()
 
 
+def check_size(header: GgufHeader, config: Any) -> None:
+    """Compare the numbers that the file's header lists with those of the config's model.
+
+    Raises UnsupportedModelError as `gguf_model` does, before any weight is read.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    distinct = {id(t): t.numel() for t in model.state_dict(keep_vars=True).values()}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if config.tie_word_embeddings and head.weight is not embedding.weight:
+        distinct.pop(id(head.weight), None)
+    _check_numbers(header, sum(distinct.values()))
+
+
 def _check_all_read(header: GgufHeader, model: Any) -> None:
     """transformers skips tensors it has no name for: count the numbers on both sides."""
-    in_file = {t.name: t.elements for t in header.tensors if not t.name.startswith(ROPE_TENSORS)}
     distinct = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}
-    expected = sum(distinct.values())
+    _check_numbers(header, sum(distinct.values()))
+
+
+def _check_numbers(header: GgufHeader, expected: int) -> None:
+    in_file = {t.name: t.elements for t in header.tensors if not t.name.startswith(ROPE_TENSORS)}
     found = sum(in_file.values())
     if found not in (expected, expected + in_file.get("output.weight", 0)):
         raise UnsupportedModelError(

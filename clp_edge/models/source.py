@@ -36,8 +36,8 @@ from clp_edge.models.quiet import quiet
 from clp_edge.models.saving import TOKENIZER_GGUF, save_model
 
 __all__ = [
-    "Source", "fingerprint", "load_config", "load_model", "load_tokenizer", "locate", "save_model",
-    "source_warnings", "stored_dtype", "tokenizer_gguf",
+    "Source", "check_weights", "fingerprint", "load_config", "load_model", "load_tokenizer",
+    "locate", "save_model", "source_warnings", "stored_dtype", "tokenizer_gguf",
 ]  # fmt: skip
 
 DEMO = "demo"
@@ -165,6 +165,28 @@ def load_model(
             )
     _check_report(report, source)
     return model.requires_grad_(False).eval().to(device)
+
+
+def check_weights(source: Source, config: PretrainedConfig) -> None:
+    """Compare the names and shapes of the weights with the config's model; no weights are read.
+
+    Raises what `load_model` would: a weight that is missing, left over or of another shape.
+    """
+    if source.is_gguf:
+        gguf_source.check_size(read_header(source.path), config)
+        return
+    with quiet(), _explained(source):
+        _, report = AutoModelForCausalLM.from_pretrained(
+            str(source.path),
+            config=config,
+            device_map="meta",
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+        )
+    _check_report(report, source)
 
 
 def stored_dtype(source: Source) -> torch.dtype:

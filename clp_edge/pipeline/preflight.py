@@ -19,12 +19,13 @@ import torch
 
 import clp_edge.export as export
 from clp_edge.config import CompressConfig
-from clp_edge.data import Documents, read_documents
+from clp_edge.data import Documents, calibrate, evaluation_text, read_documents
 from clp_edge.errors import ClpEdgeError, PreflightError, UsageError
 from clp_edge.export.targets import Target, resolve
 from clp_edge.models.families import family_of
 from clp_edge.models.source import (
     Source,
+    check_weights,
     fingerprint,
     load_config,
     load_tokenizer,
@@ -33,10 +34,15 @@ from clp_edge.models.source import (
     stored_dtype,
     tokenizer_gguf,
 )
+from clp_edge.pipeline import lock
+from clp_edge.pipeline.folder import admit
+from clp_edge.pipeline.overlap import overlaps
 from clp_edge.runtimes import default_threads, llama_cpp_available
 
 T = TypeVar("T")
 GIB = 2**30
+CHECKED_CHARACTERS = 8_000_000
+"""Evaluation text up to this length is split and compared before the run (a second per million)."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +125,10 @@ def preflight(config: CompressConfig) -> Plan:
     if config.calibration.spec is not None:
         spec = config.calibration.spec
         documents = problems.attempt(lambda: read_documents(spec))
+    measured = None
     if config.evaluation.text is not None:
-        text = Path(config.evaluation.text)
-        problems.attempt(lambda: read_documents(str(text), cut=False))
+        text = config.evaluation.text
+        measured = problems.attempt(lambda: read_documents(text, cut=False))
     device = problems.attempt(lambda: _device(config.device))
     source = problems.attempt(lambda: locate(config.model))
     if source is None:
@@ -140,6 +147,7 @@ def preflight(config: CompressConfig) -> Plan:
         problems.raise_if_any()
     assert count is not None
     assert device is not None
+    problems.attempt(lambda: check_weights(source, model_config))
     _check_vocabulary(problems, model_config, tokenizer)
     limit = int(getattr(model_config, "max_position_embeddings", 0) or config.evaluation.length)
     total, block = parameter_counts(model_config)
@@ -155,6 +163,12 @@ def preflight(config: CompressConfig) -> Plan:
         planned.append(PlannedTarget(target, dense, pruned))
     name = f"{source.name}-clp{round(100 * count / blocks)}"
     out = config.out if config.out is not None else Path(name)
+    _check_out(problems, config, source, out)
+    sequence_length = min(config.calibration.length, limit)
+    evaluation_length = min(config.evaluation.length, limit)
+    _check_texts(
+        problems, config, tokenizer, documents, measured, (sequence_length, evaluation_length)
+    )
     stored = stored_dtype(source)
     kept = total - count * block
     artifacts = sum(
@@ -186,8 +200,8 @@ def preflight(config: CompressConfig) -> Plan:
         device=device,
         compute=compute,
         stored=stored,
-        sequence_length=min(config.calibration.length, limit),
-        evaluation_length=min(config.evaluation.length, limit),
+        sequence_length=sequence_length,
+        evaluation_length=evaluation_length,
         memory_bytes=memory,
         disk_bytes=disk,
         warnings=tuple(dict.fromkeys([*source_warnings(source), *notes])),
@@ -229,6 +243,50 @@ def _check_vocabulary(problems: Problems, config: Any, tokenizer: Any) -> None:
                 f"the tokenizer has ids up to {highest}, the model a vocabulary of "
                 f"{config.vocab_size}",
                 "the tokenizer belongs to another model: put the right tokenizer.json beside it",
+            )
+        )
+
+
+def _check_out(problems: Problems, config: CompressConfig, source: Source, out: Path) -> None:
+    """The output folder is ours or new, nobody works in it, and nothing that is read is in it."""
+    texts = {"calibration": config.calibration.spec, "evaluation": config.evaluation.text}
+    for problem in overlaps(out, model=source.path, **texts):
+        problems.add(problem)
+    problems.attempt(lambda: lock.check_free(out))
+    problems.attempt(lambda: admit(out, force=config.force, resume=config.resume))
+
+
+def _check_texts(
+    problems: Problems,
+    config: CompressConfig,
+    tokenizer: Any,
+    documents: Documents | None,
+    measured: Documents | None,
+    lengths: tuple[int, int],
+) -> None:
+    """Long enough, and not measured on what is calibrated with: as the stages will find it.
+
+    Text that the model writes is not known yet, and very long text is left to its stage.
+    """
+    against = None
+    if documents is not None:
+        sequences, known = config.calibration.sequences, documents
+        against = problems.attempt(
+            lambda: calibrate(
+                known, tokenizer, sequences=sequences, length=lengths[0], seed=config.seed
+            )
+        )
+        if against is None:
+            return
+    if measured is not None and measured.characters <= CHECKED_CHARACTERS:
+        text = measured
+        problems.attempt(
+            lambda: evaluation_text(
+                text,
+                tokenizer,
+                sequences=config.evaluation.sequences,
+                length=lengths[1],
+                against=against,
             )
         )
 
