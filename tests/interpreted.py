@@ -1,55 +1,53 @@
 """Triton kernels in tests: on the GPU where there is one, in triton's interpreter otherwise.
 
-triton decides at its own import whether its library functions are interpreted, so the switch must
-be on then. It is on only during that import and inside a test that asks for it: the other tests,
-and the child processes they start, see an unchanged environment.
+triton decides at its own import whether its library functions are interpreted. So it is imported
+here, while pytest still collects, before any test can import it in the plain way; the switch is on
+during that import and inside a test that asks for it. The other tests, and the child processes
+they start, see an unchanged environment.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SWITCH = "TRITON_INTERPRET"
+INSTALLED = importlib.util.find_spec("triton") is not None
 
 
-def import_triton() -> None:
-    """Import triton in the way these tests need it; skips where it is not installed."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("no triton; pip install 'clp-edge[kernels]'")
-    if DEVICE == "cuda":
-        import triton
-
-        return
-    imported_before = "triton" in sys.modules
+def _import_triton() -> bool:
+    """Whether triton's library functions are interpreted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(SWITCH, "1")
-        import triton
+        if DEVICE == "cpu":
+            patch.setenv(SWITCH, "1")
         import triton.language
 
-    plain = type(triton.language.sum).__name__ != "InterpretedFunction"
-    if plain:
-        pytest.fail(
-            "triton was imported before the kernel tests, without its interpreter"
-            if imported_before
-            else "triton's library functions are not interpreted in this version"
-        )
+    return type(triton.language.sum).__name__ == "InterpretedFunction"
+
+
+INTERPRETED = INSTALLED and _import_triton()
 
 
 def kernels_on(monkeypatch: pytest.MonkeyPatch) -> str:
-    """For one test: the kernels are chosen, and run on the device that is returned."""
-    import_triton()
+    """For one test: the Triton kernels are chosen; returns the device that they run on.
+
+    Skips where triton is not installed.
+    """
+    if not INSTALLED:
+        pytest.skip("no triton; pip install 'clp-edge[kernels]'")
+    if (DEVICE == "cuda") == INTERPRETED:
+        pytest.fail(
+            f"{SWITCH} is set beside a GPU"
+            if INTERPRETED
+            else "something imported triton while pytest collected, without its interpreter"
+        )
     if DEVICE == "cpu":
         monkeypatch.setenv(SWITCH, "1")
+    else:
+        assert SWITCH not in os.environ
     monkeypatch.setenv("CLP_EDGE_KERNELS", "triton")
     return DEVICE
-
-
-assert os.environ.get(SWITCH) is None or DEVICE == "cpu", (
-    f"{SWITCH} is set beside a GPU: the kernels would be interpreted"
-)
