@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ import pytest
 from clp_edge.errors import ClpEdgeError
 from clp_edge.pipeline import lock
 from clp_edge.pipeline.folder import STATE, OutputFolder, read_state
+from clp_edge.report import write_report
+from tests.report.sample import sample_report
 
 HASHES = {"one": "a", "cut": "b"}
 # the folder's modules alone: the package would import torch, which takes seconds
 ALONE = """
 import sys, time, types
+from collections.abc import Callable
 from pathlib import Path
 import clp_edge
 package = types.ModuleType("clp_edge.pipeline")
@@ -240,3 +244,42 @@ def test_a_loser_does_not_wait_long(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
     held.release()
     held.release()
+
+
+def test_a_report_is_old_or_new_wherever_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at each flush and each rename in turn: never half a file under a final name."""
+    new = sample_report()
+    write_report(new, tmp_path / "new")
+    write_report({**new, "seed": new["seed"] + 1, "command": "clp-edge other"}, tmp_path / "out")
+    old = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert all(old[name] != whole[name] for name in ("report.json", "README.md"))
+    steps, stop = 0, 0
+
+    def stopping(call: Callable[..., None]) -> Callable[..., None]:
+        def counted(*arguments: object) -> None:
+            nonlocal steps
+            steps += 1
+            if steps == stop:
+                raise KeyboardInterrupt
+            call(*arguments)
+
+        return counted
+
+    monkeypatch.setattr(os, "fsync", stopping(os.fsync))
+    monkeypatch.setattr(os, "replace", stopping(os.replace))
+    ended = False
+    while not ended:
+        steps, stop = 0, stop + 1
+        try:
+            write_report(new, tmp_path / "out")
+            ended = True
+        except KeyboardInterrupt:
+            pass
+        found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert set(found) == set(old)
+        assert all(found[name] in (old[name], whole[name]) for name in old)
+    assert stop > 3 * len(old)
+    assert found == whole
