@@ -3,8 +3,8 @@
 llama.cpp can abort the whole process (PITFALLS 14), and so can the out-of-memory killer. Whatever
 ends the child becomes a `ChildDiedError`: the cause, the signal's name and the last log lines.
 
->>> run_in_child("clp_edge.runtimes.llama:version", what="llama.cpp")  # doctest: +SKIP
-'llama-cpp-python 0.3.36'
+>>> run_in_child("json:dumps", what="an example", obj=[1, 2])
+'[1, 2]'
 """
 
 from __future__ import annotations
