@@ -127,6 +127,11 @@ class Load:
     """share at the last look, after the wait"""
     waited_s: float
 
+    @property
+    def busy(self) -> bool:
+        """Whether others are still running after the wait."""
+        return self.after is not None and self.after > BUSY_SHARE
+
 
 def wait_until_calm(
     root: Path = Path("/"),

@@ -55,6 +55,9 @@ WARMUP_CAP = 6
 # A budget does not cut the rounds below this: fewer cannot attain 95 % (metrics.median_interval).
 MINIMUM_ROUNDS = 6
 WARMUP_BUDGET_SHARE = 0.4
+# Beside a busy neighbour single rounds stray, and of 12 the two lowest and highest are left out of
+# the interval. Decided by the load alone, before anything is timed, so it favours no outcome.
+BUSY_ROUNDS = 12
 # The wait for a calm machine comes before the budget's time; so much of it at most.
 CALM_BUDGET_SHARE = 0.1
 # ... unless the machine slowed down so much that they would take this many budgets.
@@ -155,6 +158,8 @@ def run_bench(
     device = probe(root)
     patience = min(CALM_LIMIT_S, CALM_BUDGET_SHARE * (settings.time_budget_s or math.inf))
     load = wait_until_calm(root, limit_s=patience, sleep=sleep, say=partial(progress, 0, 1))
+    if load.busy:
+        settings = replace(settings, rounds=max(settings.rounds, BUSY_ROUNDS))
     how_they_wait = waiting.in_force({**waiting.short_spin(os.environ), **os.environ})
     found = [busy_warning(load, device.load_average_1m), waiting.warning(os.environ)]
     warnings = [text for text in found if text]

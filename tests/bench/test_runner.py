@@ -296,6 +296,26 @@ def test_pitfall_27_a_machine_that_slows_down_later_is_stopped(tmp_path):
     assert result["speedup"][0]["confidence"] < 0.95
 
 
+def test_pitfall_27_a_busy_machine_gets_more_rounds_whose_extremes_do_not_count(tmp_path):
+    stat = tmp_path / "proc" / "stat"
+    stat.parent.mkdir()
+    ticks = [0, 0]
+
+    def sleep(seconds: float) -> None:  # two processors, one of them taken all the time
+        ticks[0] += round(100 * seconds)
+        ticks[1] += round(200 * seconds)
+        stat.write_text(f"cpu {ticks[0]} 0 0 {ticks[1] - ticks[0]} 0 0 0 0 0 0\n")
+
+    sleep(0.0)
+    settings = BenchSettings(prompt=8, generate=8, rounds=6, threads=1, time_budget_s=90.0)
+    result = bench(World(), [DENSE, HEALED], settings, tmp_path, sleep=sleep)
+    assert result["settings"]["waited_for_calm_s"] == 9.0  # a tenth of the budget
+    assert result["settings"]["rounds"] == 12
+    assert 0.95 <= result["speedup"][0]["confidence"] < 0.97  # the third lowest and highest
+    tight = BenchSettings(prompt=8, generate=8, rounds=6, threads=1, time_budget_s=3.0)
+    assert bench(World(), [DENSE, HEALED], tight, tmp_path, sleep=sleep)["settings"]["rounds"] < 12
+
+
 def test_pitfall_27_how_the_threads_wait_and_the_load_are_recorded(tmp_path, monkeypatch):
     for name in waiting.WAITING:
         monkeypatch.delenv(name, raising=False)
