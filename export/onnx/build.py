@@ -1,18 +1,18 @@
 """In the child process: run onnxruntime-genai's builder, and tell how far it is.
 
-It prints a line per block and, when it quantizes, several per matrix. All of it goes to the child's
-log; the lines that mark a block become progress. Only `child.py` imports this module to run it.
+It prints hundreds of lines, which go to the child's log; the line of each block becomes progress.
+Of the matrices that it quantizes it says nothing, so the making of each new node is watched. Only
+`child.py` imports this module to run it.
 """
 
 from __future__ import annotations
 
-import logging
 import queue
 import re
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import TextIOBase
 from pathlib import Path
@@ -22,9 +22,9 @@ import onnx
 
 from clp_edge.export.onnx.configs import adapted
 
-_QUANTIZER_LOG = "onnxruntime.quantization.matmul_nbits_quantizer"
 _READING = re.compile(r"Reading layer (\d+)")
-_QUANTIZED = re.compile(r"complete quantization of /model/layers\.(\d+)/")
+_QUANTIZED = re.compile(r"/model/layers\.(\d+)/")
+_MAKER = "make_matmul_weight_only_node"
 _READ_SHARE = 0.5
 
 
@@ -38,15 +38,6 @@ class _Printed(TextIOBase):
         sys.stderr.write(text)
         self.seen(text)
         return len(text)
-
-
-class _Logged(logging.Handler):
-    def __init__(self, seen: Any) -> None:
-        super().__init__()
-        self.seen = seen
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.seen(record.getMessage())
 
 
 def build(
@@ -70,38 +61,51 @@ def build(
     quantizes = precision.startswith("int")
     events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
-    def seen(text: str) -> None:
-        share = _READ_SHARE if quantizes else 0.9
+    share = _READ_SHARE if quantizes else 0.9
+
+    def printed(text: str) -> None:
         if match := _READING.search(text):
             events.put(("part", (share * (int(match[1]) + 1) / blocks, "building the graph")))
-        elif match := _QUANTIZED.search(text):
+
+    def quantized(node: str) -> None:
+        if match := _QUANTIZED.match(node):
             done = share + (0.9 - share) * (int(match[1]) + 1) / blocks
             events.put(("part", (done, "quantizing")))
 
     def work() -> None:
         try:
-            with redirect_stdout(_Printed(seen)):  # type: ignore[type-var]
+            watch_quantizer(quantized)
+            with redirect_stdout(_Printed(printed)):
                 _create(folder, destination, precision, provider, options)
             write_metadata(Path(destination) / "model.onnx", metadata)
             events.put(("done", None))
         except BaseException as error:  # handed to the caller's thread, which raises it
             events.put(("error", error))
 
-    logger = logging.getLogger(_QUANTIZER_LOG)
-    logger.addHandler(handler := _Logged(seen))
-    logger.setLevel(logging.INFO)
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     last: tuple[float, str] | None = None
-    try:
-        while (event := events.get())[0] == "part":
-            if event[1] != last:  # a block has several matrices
-                yield event[1]
-            last = event[1]
-        if event[0] == "error":
-            raise event[1]
-    finally:
-        logger.removeHandler(handler)
+    while (event := events.get())[0] == "part":
+        if event[1] != last:  # a block has several matrices
+            yield event[1]
+        last = event[1]
+    if event[0] == "error":
+        raise event[1]
+
+
+def watch_quantizer(seen: Callable[[str], None]) -> None:
+    """Have each matrix's node name told; without that function (another release) nothing is."""
+    from onnxruntime.quantization.neural_compressor import weight_only
+
+    original = getattr(weight_only, _MAKER, None)
+    if original is None:
+        return
+
+    def watched(node: Any, *arguments: Any, **named: Any) -> Any:
+        seen(node.name)
+        return original(node, *arguments, **named)
+
+    setattr(weight_only, _MAKER, watched)
 
 
 def _create(

@@ -15,13 +15,12 @@ from typing import Any
 import clp_edge
 from clp_edge.durable import PARTIAL, settle, sha256_of
 from clp_edge.errors import ClpEdgeError, PreflightError, VerificationError
-from clp_edge.export.base import Artifact
+from clp_edge.export.base import Artifact, Target
 from clp_edge.export.onnx.contents import Graph
 from clp_edge.export.onnx.plan import plan
 from clp_edge.export.onnx.reference import make_reference
 from clp_edge.export.onnx.targets import RECIPES
 from clp_edge.export.onnx.verify import verify
-from clp_edge.export.targets import Target
 from clp_edge.progress import Progress
 from clp_edge.runtimes.process import ChildProcess
 

@@ -8,10 +8,9 @@ import re
 from typing import Any
 
 from clp_edge.errors import ClpEdgeError, UnsupportedModelError, UsageError
-from clp_edge.export.base import ExportPlan
+from clp_edge.export.base import ExportPlan, Target
 from clp_edge.export.onnx import builder, configs
 from clp_edge.export.onnx.targets import BLOCK_SIZE, EXECUTION_PROVIDERS, RECIPES, Recipe
-from clp_edge.export.targets import Target
 
 _OPTIMUM = "take onnx-optimum-fp32 (it needs an environment of its own: clp-edge[optimum])"
 _GRAPH_BYTES_PER_BLOCK = 12_000

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from clp_edge.errors import RuntimeDiedError, VerificationError
+from clp_edge.export.base import Target
 from clp_edge.export.gguf.reference import Comparison
 from clp_edge.export.gguf.verify import HARD_TEXTS
 from clp_edge.export.onnx.contents import Graph
 from clp_edge.export.onnx.own_weights import check, own_weights
 from clp_edge.export.onnx.reference import Reference
-from clp_edge.export.targets import Target
 from clp_edge.metrics import token_kl, top1_agreement
 from clp_edge.runtimes import Session, open_artifact, run_in_child
 
