@@ -1,8 +1,8 @@
 """Calibration text: what search and healing learn from, split by document into three parts.
 
 fit 80 % (search, refit, tuning), select 10 % (lambda, which state is kept, accept or reject) and
-report 10 % (never looked at before the report). A document is in one part only, so that no part has seen the
-beginning of another's sentence.
+report 10 % (never looked at before the report). A document is in one part only, so that no part has
+seen the beginning of another's sentence.
 
 >>> groups = split_documents(documents_from_texts("abcdefghij", "letters"), seed=0)
 >>> [len(group) for group in groups]
