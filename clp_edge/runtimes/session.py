@@ -47,14 +47,19 @@ def _is_genai_folder(path: Path) -> bool:
     return path.is_dir() and (path / "genai_config.json").is_file()
 
 
+def _is_onnx_folder(path: Path) -> bool:
+    return path.is_dir() and all((path / name).is_file() for name in ("model.onnx", "config.json"))
+
+
 def _is_hf_folder(path: Path) -> bool:
     return path.is_dir() and (path / "config.json").is_file()
 
 
 RUNTIMES: tuple[Runtime, ...] = (
     Runtime("llama.cpp", "clp_edge.runtimes.llama:LlamaEngine", _is_gguf),
-    # before torch's row: such a folder may hold a config.json too
+    # before torch's row: such folders may hold a config.json too
     Runtime("onnxruntime-genai", "clp_edge.runtimes.ort_genai:GenaiEngine", _is_genai_folder),
+    Runtime("onnxruntime", "clp_edge.runtimes.ort:OrtEngine", _is_onnx_folder),
     Runtime("torch", "clp_edge.runtimes.hf:TorchEngine", _is_hf_folder),
 )
 

@@ -14,15 +14,20 @@ from typing import Any
 
 import clp_edge
 from clp_edge.durable import PARTIAL, settle, sha256_of
-from clp_edge.errors import ClpEdgeError, PreflightError, VerificationError
+from clp_edge.errors import (
+    ClpEdgeError,
+    PreflightError,
+    RuntimeDiedError,
+    VerificationError,
+)
 from clp_edge.export.base import Artifact, Target
 from clp_edge.export.onnx.contents import Graph
 from clp_edge.export.onnx.plan import plan
 from clp_edge.export.onnx.reference import make_reference
-from clp_edge.export.onnx.targets import RECIPES
+from clp_edge.export.onnx.targets import EXECUTION_PROVIDERS, RECIPES
 from clp_edge.export.onnx.verify import verify
 from clp_edge.progress import Progress
-from clp_edge.runtimes.process import ChildProcess
+from clp_edge.runtimes.process import ChildProcess, run_in_child
 
 LOG_NAME = "builder.log"
 _BUILD = "clp_edge.export.onnx.build:build"
@@ -61,6 +66,7 @@ def export(
         ) from error
     if problems := plan(config, hf, target, provider=provider).problems:
         raise PreflightError(list(problems))
+    computes = prove_provider(provider)
     said = _strings({"version": clp_edge.__version__, **metadata})
     destination.parent.mkdir(parents=True, exist_ok=True)
     partial = destination.with_name(destination.name + PARTIAL)
@@ -78,6 +84,7 @@ def export(
             metadata=said,
             threads=threads,
         )
+        measured["provider"] = computes
         graph = Graph(partial)
         floats = graph.float_matrices() if target.quantization.startswith("int") else []
         bits = 8.0 * graph.tensor_bytes() / _parameters(folder)
@@ -101,6 +108,21 @@ def export(
         verified=True,
         verify=measured,
     )
+
+
+def prove_provider(provider: str) -> str:
+    """Have the provider multiply, in a child; PreflightError with the reason where it does not.
+
+    What is built for a provider is verified on it, so it has to be here (PITFALLS 18).
+    """
+    name = EXECUTION_PROVIDERS[provider]
+    try:
+        return run_in_child("clp_edge.runtimes.ort:try_provider", what="a product", name=name)
+    except RuntimeDiedError as error:
+        cure = f"export for --ep cpu here, or on a machine where {name} works"
+        raise PreflightError(
+            [ClpEdgeError(f"{name} does not compute here ({error.cause})", cure)]
+        ) from error
 
 
 def _build(

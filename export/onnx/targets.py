@@ -14,7 +14,12 @@ from clp_edge.export.base import Target
 BLOCK_SIZE = 32
 """Weights that share one scale."""
 
-EXECUTION_PROVIDERS = ("cpu", "cuda", "dml")
+EXECUTION_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "dml": "DmlExecutionProvider",
+}
+"""The builder's name -> ONNX Runtime's."""
 
 
 @dataclass(frozen=True)

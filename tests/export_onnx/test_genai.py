@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from clp_edge.errors import PreflightError, UsageError, VerificationError
 from clp_edge.export.onnx.contents import Graph
-from clp_edge.export.onnx.genai import LOG_NAME, export, folder_digest
+from clp_edge.export.onnx.genai import LOG_NAME, export, folder_digest, prove_provider
 from clp_edge.export.onnx.own_weights import check
 from clp_edge.export.onnx.plan import plan
 from clp_edge.export.onnx.reference import make_reference
@@ -146,6 +146,42 @@ def test_the_session_answers_as_torch_does(tied):
             opened.time_once(prompt=60, generate=0, depth=16)
         with pytest.raises(UsageError, match="outside the vocabulary"):
             opened.logits([10**6])
+
+
+def test_plain_onnxruntime_gives_the_same_answers(tied, tmp_path):
+    """The same graph without genai_config.json, its cache held by us."""
+    import shutil
+
+    folder, _, hf, artifact, _ = tied
+    plain = tmp_path / "plain"
+    shutil.copytree(artifact.path, plain, ignore=shutil.ignore_patterns("genai_config.json"))
+    for name in ("config.json", "generation_config.json"):
+        shutil.copyfile(folder / name, plain / name)
+    ids = hf.encode("In 1893 it had held for 47 days")
+    with (
+        open_artifact(artifact.path, threads=1, context=64, batch=5) as theirs,
+        open_artifact(plain, threads=1, context=64, batch=5) as ours,
+    ):
+        info = ours.info
+        assert (info.runtime, info.architecture, info.blocks) == ("onnxruntime", "llama", 3)
+        assert info.context_length == theirs.info.context_length
+        assert abs(ours.logits(ids) - theirs.logits(ids)).max() < 1e-4
+        assert ours.generate(ids, 8) == theirs.generate(ids, 8)
+        assert ours.end_tokens() == theirs.end_tokens()
+        assert ours.detokenize(ours.tokenize("wörld 12")) == "wörld 12"
+        timing = ours.time_once(prompt=8, generate=2, depth=4)
+        assert min(timing.prefill_s, timing.decode_s, timing.ttft_ms) > 0
+        with pytest.raises(UsageError, match="do not fit the open context of 64"):
+            ours.logits([1] * 65)
+
+
+def test_pitfall_18_a_provider_that_does_not_multiply_is_refused(tied, tmp_path):
+    assert "CPUExecutionProvider" in prove_provider("cpu")
+    if torch.cuda.is_available():
+        pytest.skip("CUDA may well compute here")
+    with pytest.raises(PreflightError, match="CUDAExecutionProvider does not compute here"):
+        written(tied[0], TARGET["fp16"], tmp_path / "onnx-fp16", provider="cuda")
+    assert not list(tmp_path.glob("onnx-fp16*"))
 
 
 def prove(folder, artifact, target, *, reference_folder=None):
