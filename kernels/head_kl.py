@@ -117,6 +117,12 @@ class Teacher:
         )
 
 
+def token_rows(sequences: Tensor, tokens: int) -> Tensor:
+    """The flat token rows of these sequences of `tokens` tokens each, for `Teacher.select`."""
+    within = torch.arange(tokens, device=sequences.device)
+    return (sequences[:, None] * tokens + within).flatten()
+
+
 @torch.no_grad()
 def teacher(head: Head, dense_hidden: Tensor, *, chunk: int | None = None) -> Teacher:
     """What is kept of the dense model: dense_hidden (tokens, hidden) after the final norm."""

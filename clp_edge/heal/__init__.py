@@ -12,6 +12,7 @@ cut, then tuning of both endpoints. A rung that does not lower KL on held-back t
 from __future__ import annotations
 
 import copy
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def heal(
     """Mend the removal of `segment`; the dense model itself is not changed.
 
     Args: fit and select (sequences, tokens) int64, calibration text that is trained on, and held
-        back to choose and to stop by; rungs, one of RUNGS.
+        back to choose by; rungs, one of RUNGS.
     Raises: ClpEdgeError for an unknown rung, or where there is no text.
     """
     if rungs not in RUNGS:
@@ -153,6 +154,10 @@ def heal(
         body, segment, select, batch=batch, progress=progress, note="held-back text"
     )
     kl_cut = tail_kl(body, held, tail, batch=batch)
+    if not math.isfinite(kl_cut):
+        raise ClpEdgeError(
+            "the cut model's logits are not finite on the held-back text", "give --dtype float32"
+        )
     seconds["collect"] = time.perf_counter() - began
 
     kl_refit, ridge, explained = None, None, None
@@ -166,6 +171,7 @@ def heal(
                 f"to {kl_refit:.3f}"
             )
             ridge = explained = None
+            kl_refit = kl_refit if math.isfinite(kl_refit) else None
             _restore(tail, body, segment)
 
     history: tuple[TuningPoint, ...] = ()
@@ -235,6 +241,7 @@ def _refit(
         with torch.no_grad():
             weight.copy_(original + change.to(original.dtype))
         kl = tail_kl(body, held, tail, batch=batch)
+        kl = kl if math.isfinite(kl) else math.inf  # overflowed: worse than any other
         tried.append((kl, ridge, sums.explained(change), weight.detach().clone()))
         progress(number + 1, len(RIDGES), f"refit with lambda {ridge:g}: KL {kl:.3f}")
     kl, ridge, explained, best = min(tried, key=lambda entry: entry[0])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clp_edge.kernels.head_kl import Teacher, head_kl, teacher
+from clp_edge.kernels.head_kl import Teacher, head_kl, teacher, token_rows
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.segment import Segment
@@ -40,7 +40,7 @@ class TailInputs:
 
     def rows(self, sequences: Tensor) -> Tensor:
         """Flat token rows of these sequences."""
-        return (sequences[:, None] * self.tokens + torch.arange(self.tokens)).flatten()
+        return token_rows(sequences, self.tokens)
 
 
 def tail_blocks(segment: Segment, total: int) -> tuple[int, ...]:

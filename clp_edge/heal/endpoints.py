@@ -2,7 +2,7 @@
 
 A step starts at the stored input of block s-1 and ends in the stored teacher, so it runs the tail
 of the cut model alone: no frozen prefix, no dense model, no dense logits. AdamW, warm-up, cosine;
-KL on held-back text decides when to stop and which state is kept.
+All steps are taken; KL on held-back text, measured on the way, decides which state is kept.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ def tune(
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
+    # In float16 a gradient of a mean over tokens falls below the smallest number (6e-8).
+    scaler = torch.amp.GradScaler(
+        fit.entry.device.type, init_scale=1024.0, enabled=fit.entry.dtype == torch.float16
+    )
     batch = max(1, min(settings.tokens // fit.tokens, len(fit.ids)))
     generator = torch.Generator().manual_seed(seed)
     order = _endless(len(fit.ids), batch, generator)
@@ -87,9 +91,11 @@ def tune(
             dense = fit.dense.select(fit.rows(pick).to(final.device))
             loss = head_kl(body.head, dense, final.flatten(0, 1)).mean()
             optimizer.zero_grad()
-            loss.backward()
+            scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, settings.clip)
-        optimizer.step()
+        scaler.step(optimizer)  # leaves out a step whose gradients overflowed
+        scaler.update()
         spent += time.perf_counter() - began
         progress(step + 1, settings.steps, f"tuning, KL {float(loss.detach()):.3f}")
         if (step + 1) % every == 0 or step + 1 == settings.steps:

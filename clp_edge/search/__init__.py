@@ -10,6 +10,7 @@ Segment(first=13, last=18)
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from clp_edge.errors import UsageError
+from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.search.cost import Cost, cost_of
@@ -39,7 +40,7 @@ class SearchResult:
     segment: Segment
     kl_raw: float
     windows: tuple[WindowScore, ...]
-    """every window that was judged exactly, by start"""
+    """every window that was judged exactly and has finite logits, by start"""
     regret: float
     """of the method's own choice before the exact judge, among the windows judged"""
     stability: Stability
@@ -179,7 +180,13 @@ def search(
     wanted, gate, spent = METHODS[name](
         body, states, count, starts, cost, seed=seed, allowed=allowed, progress=progress
     )
-    scores = score_windows(body, states, wanted, batch=batch, progress=progress)
+    judged = score_windows(body, states, wanted, batch=batch, progress=progress)
+    # In float16 a model may overflow without some of its blocks: such a window is no choice.
+    scores = [score for score in judged if math.isfinite(score.kl)]
+    if not scores:
+        raise ClpEdgeError(
+            f"the logits are not finite whichever {count} blocks go", "give --dtype float32"
+        )
     best = min(scores, key=lambda score: score.kl)
     own = scores[0].kl if gate is not None else best.kl
     return SearchResult(

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from clp_edge.kernels.head_kl import head_kl
+from clp_edge.kernels.head_kl import head_kl, token_rows
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.search.cost import Cost
@@ -32,6 +32,10 @@ from clp_edge.segment import Segment
 
 OPEN = 1e-3
 """A block whose gate is nearer to 1 than this runs as it is."""
+
+FLOAT16_SCALE = 1024.0
+"""What the loss is multiplied by in float16, whose gradients would fall below its smallest number
+(6e-8); Adam, with one number to train, does not see it."""
 
 
 def gate_values(start: Tensor, count: int, blocks: int, temperature: float) -> Tensor:
@@ -198,13 +202,14 @@ def _step(
     first = int(closing[0])
     _, arguments = body.prepare(states.ids[pick])
     hidden = states.hidden[first][pick]
-    with body.gated(gates.to(hidden.dtype)):
+    # The gates stay float32: as scalars they leave the dtype of what they multiply alone, and in
+    # bfloat16 a gate just below 1 has no value but 1.
+    with body.gated(gates):
         hidden = body.run_blocks(range(first, total), hidden, arguments)
-    rows = (pick[:, None] * states.tokens + torch.arange(states.tokens)).flatten()
-    dense = states.dense.select(rows.to(hidden.device))
+    dense = states.dense.select(token_rows(pick, states.tokens).to(hidden.device))
     loss = head_kl(body.head, dense, body.normed(hidden).flatten(0, 1)).mean()
     descent.optimizer.zero_grad()
-    loss.backward()
+    (loss * FLOAT16_SCALE if hidden.dtype == torch.float16 else loss).backward()
     descent.optimizer.step()
     with torch.no_grad():
         descent.start.clamp_(float(starts[0]), float(starts[-1]))

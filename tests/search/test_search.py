@@ -209,6 +209,35 @@ def test_cost_counts_weights_of_a_real_block() -> None:
     assert cost.block == 2 * sum(p.numel() for p in block.parameters() if p.dim() == 2)
 
 
+def test_windows_that_overflow_float16_are_no_choice() -> None:
+    """Block 3 brings the residual stream back into range, so it may not go."""
+    model = tiny_model("llama", blocks=6)
+    with torch.no_grad():
+        for index in range(6):
+            model.model.layers[index].mlp.down_proj.weight.mul_(1e-3)
+            model.model.layers[index].self_attn.o_proj.weight.mul_(1e-3)
+        # a bias by way of embeddings: the same large value for every token, taken away by block 3
+        model.model.embed_tokens.weight[:, 0] = 3e4
+    body = dissect(model.half())
+
+    class Shift(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module, change: float) -> None:
+            super().__init__()
+            self.inner, self.change = inner, change
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            output = self.inner(hidden)
+            output[..., 0] += self.change
+            return output
+
+    for index, change in ((2, 3e4), (3, -3e4), (4, 3e4), (5, -3e4)):
+        body.blocks[index].mlp = Shift(body.blocks[index].mlp, change)
+    found = search(body, random_ids(4, 24), count=1, method="exact", allowed=lambda s: s.first < 4)
+    assert [w.segment.first for w in found.windows] == [1, 2]
+    with pytest.raises(ClpEdgeError, match="not finite whichever 1 blocks go"):
+        search(body, random_ids(4, 24), count=1, method="exact", allowed=lambda s: s.first == 3)
+
+
 def test_dead_models_are_named_and_refused() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
