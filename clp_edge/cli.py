@@ -186,7 +186,7 @@ def compress(
                 calibration, work.given_sequences if calibration else work.own_sequences
             ),
             search=configuration.SearchConfig(search, work.search_tokens),
-            heal=configuration.HealConfig(heal, work.tuning_steps),
+            heal=configuration.HealConfig(heal, work.tuning_steps, work.tuning_rate),
             evaluation=configuration.EvaluationConfig.with_tokens(
                 eval_text, eval_tokens, work.evaluation_sequences
             ),

@@ -35,6 +35,8 @@ class Preset:
     """calibration sequences where the user gives text, which costs less to come by"""
     search_tokens: int
     tuning_steps: int
+    tuning_rate: float
+    """peak learning rate: little text bears less (docs/LOG.md)"""
     evaluation_sequences: int
     bench_rounds: int
     bench_budget_s: float
@@ -42,9 +44,9 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset(28, 40, 512, 20, 8, 6, 90.0),
-    "balanced": Preset(112, 224, 1_536, 100, 32, 8, 180.0),
-    "best": Preset(480, 960, 8_192, 480, 64, 15, 600.0),
+    "quick": Preset(28, 40, 512, 20, 3e-4, 8, 6, 90.0),
+    "balanced": Preset(112, 224, 1_536, 100, 1e-3, 32, 8, 180.0),
+    "best": Preset(480, 960, 8_192, 480, 1e-3, 64, 15, 600.0),
 }
 
 
@@ -142,6 +144,7 @@ class HealConfig:
 
     rungs: str = "endpoints"
     steps: int = PRESETS["balanced"].tuning_steps
+    rate: float = PRESETS["balanced"].tuning_rate
 
     def __post_init__(self) -> None:
         choose("--heal", self.rungs, ("none", "refit", "endpoints"))
