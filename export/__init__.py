@@ -1,12 +1,8 @@
 """Write a Hugging Face folder in a format that a runtime opens, and prove the file right.
 
->>> target = resolve("gguf-q4")
->>> plan(config, tokenizer, target).problems                                # doctest: +SKIP
-()
->>> made = export(folder, target, Path("model.Q4_K_M.gguf"), metadata={}, threads=4,
-...               progress=silent)                                          # doctest: +SKIP
->>> made.verified                                                           # doctest: +SKIP
-True
+target = resolve("gguf-q4")
+plan(config, tokenizer, target).problems            # before any work
+export(folder, target, Path("model.Q4_K_M.gguf"), metadata={}, threads=4, progress=silent)
 """
 
 from __future__ import annotations
@@ -14,11 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clp_edge.export.base import Artifact, ExportPlan
-from clp_edge.export.targets import Target, all_targets, resolve
+from clp_edge.export.base import Artifact, Exporter, ExportPlan, Format, Target
+from clp_edge.export.targets import all_targets, format_of, resolve
 from clp_edge.progress import Progress
 
-__all__ = ["Artifact", "ExportPlan", "Target", "all_targets", "export", "plan", "resolve"]
+__all__ = [
+    "Artifact",
+    "ExportPlan",
+    "Exporter",
+    "Format",
+    "Target",
+    "all_targets",
+    "export",
+    "format_of",
+    "plan",
+    "resolve",
+]
 
 
 def plan(
@@ -34,9 +41,9 @@ def plan(
     Args: transformers' config and tokenizer; `tokenizer_gguf` the keys a GGUF source brought along.
     Never raises for an unsupported thing: `problems` lists it.
     """
-    from clp_edge.export.gguf.plan import plan as plan_gguf
-
-    return plan_gguf(config, tokenizer, target, tokenizer_gguf=tokenizer_gguf, blocks=blocks)
+    return format_of(target).plan(
+        config, tokenizer, target, tokenizer_gguf=tokenizer_gguf, blocks=blocks
+    )
 
 
 def export(
@@ -48,21 +55,11 @@ def export(
     threads: int,
     progress: Progress,
     workdir: Path | None = None,
-    f16: Path | None = None,
 ) -> Artifact:
-    """Write `folder` as `target` to `destination`, which is replaced only by a verified file.
+    """Write `folder` as one `target`; for several, open the format and keep the exporter.
 
-    See `clp_edge.export.gguf.exporter.export` for arguments and errors.
+    See `clp_edge.export.base.Format.open` and `Exporter.export` for arguments and errors.
     """
-    from clp_edge.export.gguf.exporter import export as export_gguf
-
-    return export_gguf(
-        folder,
-        target,
-        destination,
-        metadata=metadata,
-        threads=threads,
-        progress=progress,
-        workdir=workdir,
-        f16=f16,
-    )
+    opened = format_of(target).open(folder, metadata=metadata, threads=threads, workdir=workdir)
+    with opened as exporter:
+        return exporter.export(target, destination, progress=progress)

@@ -1,13 +1,43 @@
-"""What every exporter hands back: a plan before the work, an artifact after it."""
+"""What an export is made of: targets, the format that writes them, a plan before the work, an
+artifact after it.
+
+A format is one sub-package and one row in `clp_edge.registry.FORMATS`: it lists its targets, says
+what it needs, plans without work, and opens a Hugging Face folder as an exporter that writes any
+number of its targets.
+"""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clp_edge.errors import ClpEdgeError
-from clp_edge.export.targets import Target
+from clp_edge.progress import Progress
+
+
+@dataclass(frozen=True)
+class Target:
+    """One way to write a model."""
+
+    name: str
+    aliases: tuple[str, ...]
+    format: str
+    """Which format writes it: "gguf" or "onnx"."""
+    quantization: str
+    """The runtime's own name of the type, such as "Q4_K_M"."""
+    file_suffix: str
+    advice: str
+    max_kl: float
+    """A sanity limit on KL(torch float32 || file) in nats, no promise of quality."""
+    needs_importance_matrix: bool = False
+    extension: str = ""
+    """Of the file; empty where the target is a folder."""
+
+    def file_name(self, model: str) -> str:
+        """The file or folder that holds this model."""
+        return f"{model}.{self.file_suffix}{self.extension}"
 
 
 @dataclass(frozen=True)
@@ -25,7 +55,7 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that was written, and verified before it got its name."""
+    """A file or folder that was written, and verified before it got its name."""
 
     name: str
     target: str
@@ -38,3 +68,53 @@ class Artifact:
     verified: bool
     verify: dict[str, Any]
     """What was measured: kl, top1_agreement, ..."""
+
+
+class Exporter(Protocol):
+    """A Hugging Face folder opened for one format: what its targets share is made once."""
+
+    def export(self, target: Target, destination: Path, *, progress: Progress) -> Artifact:
+        """Write the folder as `target` to `destination`, replaced only by what was verified.
+
+        Raises: PreflightError with all problems before any work; VerificationError (what was
+        written then keeps its .partial name); RuntimeDiedError; ClpEdgeError.
+        """
+        ...
+
+
+class Format(Protocol):
+    """A row of `FORMATS`."""
+
+    def targets(self) -> tuple[Target, ...]:
+        """Every target of this format, best quality first."""
+        ...
+
+    def requires(self) -> ClpEdgeError | None:
+        """Why nothing of this format can be written here, with the cure; None where it can.
+
+        The runtime really runs; the answer takes seconds.
+        """
+        ...
+
+    def plan(
+        self,
+        config: Any,
+        tokenizer: Any,
+        target: Target,
+        *,
+        tokenizer_gguf: Path | None = None,
+        blocks: int | None = None,
+    ) -> ExportPlan:
+        """What `target` would be for this model with `blocks` blocks, and what stands in its way.
+
+        Never raises for an unsupported thing: `problems` lists it.
+        """
+        ...
+
+    def open(
+        self, folder: Path, *, metadata: dict[str, Any], threads: int, workdir: Path | None = None
+    ) -> AbstractContextManager[Exporter]:
+        """Open a folder. `metadata` goes into the files (names without a dot become
+        clp_edge.NAME); intermediates are kept in `workdir`, or in a place that goes on leaving.
+        """
+        ...

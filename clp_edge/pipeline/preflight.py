@@ -37,7 +37,8 @@ from clp_edge.models.source import (
 from clp_edge.pipeline import lock
 from clp_edge.pipeline.folder import admit
 from clp_edge.pipeline.overlap import overlaps
-from clp_edge.runtimes import default_threads, llama_cpp_available
+from clp_edge.registry import FORMATS
+from clp_edge.runtimes import default_threads
 
 T = TypeVar("T")
 GIB = 2**30
@@ -117,10 +118,10 @@ def preflight(config: CompressConfig) -> Plan:
     """
     problems = Problems()
     targets = [problems.attempt(partial(resolve, name)) for name in config.targets]
-    if any(target is not None for target in targets):
-        available, reason = llama_cpp_available()
-        if not available:
-            problems.add(ClpEdgeError("llama.cpp cannot be used", reason))
+    for name in dict.fromkeys(target.format for target in targets if target is not None):
+        missing = FORMATS.load(name).requires()
+        if missing is not None:
+            problems.add(missing)
     documents = None
     if config.calibration.spec is not None:
         spec = config.calibration.spec

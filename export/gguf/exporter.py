@@ -13,177 +13,171 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import clp_edge
 from clp_edge.durable import PARTIAL, WORK, settle, sha256_of, write_text
 from clp_edge.errors import ClpEdgeError, PreflightError, VerificationError
-from clp_edge.export.base import Artifact
+from clp_edge.export.base import Artifact, Target
 from clp_edge.export.gguf import tokenizer
 from clp_edge.export.gguf.plan import plan
 from clp_edge.export.gguf.quantize import census, quantize
 from clp_edge.export.gguf.reference import Reference, make_reference
+from clp_edge.export.gguf.targets import F16
 from clp_edge.export.gguf.verify import verify
 from clp_edge.export.gguf.writer import write_f16
-from clp_edge.export.targets import Target, resolve
 from clp_edge.progress import Progress
 
-_F16 = resolve("gguf-f16")
 
+class GgufExporter:
+    """A Hugging Face folder opened for GGUF. See `clp_edge.export.base.Exporter`.
 
-@dataclass
-class _Model:
-    """The folder, opened as far as all steps need it; torch's answers are made when asked for."""
-
-    folder: Path
-    config: Any
-    hf: Any
-    carried: Path | None
-    _reference: Reference | None = None
-
-    def reference(self) -> Reference:
-        if self._reference is None:
-            self._reference = make_reference(self.folder, self.config, self.hf)
-        return self._reference
-
-
-def _open(folder: Path) -> _Model:
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ClpEdgeError(
-            f"{folder} is no Hugging Face model folder ({error})",
-            "give a folder with config.json, tokenizer.json and safetensors files",
-        ) from error
-    carried = folder / tokenizer.CARRIED_FILE
-    return _Model(folder, config, hf, carried if carried.is_file() else None)
-
-
-def export(
-    folder: Path,
-    target: Target,
-    destination: Path,
-    *,
-    metadata: dict[str, Any],
-    threads: int,
-    progress: Progress,
-    workdir: Path | None = None,
-    f16: Path | None = None,
-) -> Artifact:
-    """Write `folder` as `target` to `destination`, which is replaced only by a verified file.
-
-    Args: `metadata` goes into the file (names without a dot become clp_edge.NAME); `workdir` keeps
-    the verified F16 file for the next target; `f16` is such a file to start from.
-    Raises: PreflightError with all problems before any work; VerificationError (the file then
-    keeps its .partial name); RuntimeDiedError; ClpEdgeError.
+    Config, tokenizer, torch's answers and the verified F16 file are made when they are first
+    needed, and serve every target after that.
     """
-    model = _open(folder)
-    problems = plan(model.config, model.hf, target, tokenizer_gguf=model.carried).problems
-    if problems:
-        raise PreflightError(list(problems))
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(destination.name + PARTIAL)
 
-    def part(start: float, end: float) -> Progress:
-        def report(done: float, total: float, note: str = "") -> None:
-            progress(start + (end - start) * done / max(total, 1e-9), 1.0, note)
+    def __init__(
+        self, folder: Path, *, metadata: dict[str, Any], threads: int, workdir: Path | None = None
+    ) -> None:
+        self.folder = folder
+        self.metadata = metadata
+        self.threads = threads
+        self.workdir = workdir
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
-        return report
+    def __enter__(self) -> GgufExporter:
+        return self
 
-    with _workdir(workdir, destination.parent) as room:
-        source, measured = _verified_f16(
-            model, room, metadata, f16, threads=threads, progress=part(0.0, 0.6)
+    def __exit__(self, *_: object) -> None:
+        if self._temporary is not None:
+            self._temporary.cleanup()
+            self._temporary = None
+
+    @cached_property
+    def config(self) -> Any:
+        from transformers import AutoConfig
+
+        with self._explained():
+            return AutoConfig.from_pretrained(self.folder, local_files_only=True)
+
+    @cached_property
+    def hf(self) -> Any:
+        """transformers' tokenizer."""
+        from transformers import AutoTokenizer
+
+        with self._explained():
+            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise ClpEdgeError(
+                f"{self.folder} is no Hugging Face model folder ({error})",
+                "give a folder with config.json, tokenizer.json and safetensors files",
+            ) from error
+
+    @property
+    def carried(self) -> Path | None:
+        """The tokenizer keys that a GGUF source brought along."""
+        path = self.folder / tokenizer.CARRIED_FILE
+        return path if path.is_file() else None
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What torch says, in float32."""
+        return make_reference(self.folder, self.config, self.hf)
+
+    def _verify(self, path: Path, target: Target, source: Path | None = None) -> dict[str, Any]:
+        return verify(
+            path,
+            target,
+            folder=self.folder,
+            source=source,
+            config=self.config,
+            hf=self.hf,
+            reference=self.reference,
+            threads=self.threads,
+        )
+
+    def export(self, target: Target, destination: Path, *, progress: Progress) -> Artifact:
+        problems = plan(self.config, self.hf, target, tokenizer_gguf=self.carried).problems
+        if problems:
+            raise PreflightError(list(problems))
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        partial = destination.with_name(destination.name + PARTIAL)
+        room = self._room(destination.parent)
+        source, measured = self._verified_f16(
+            room, lambda done, total, note="": progress(0.6 * done / total, 1.0, note)
         )
         with _partial(partial):
-            if target.quantization == _F16.quantization:
+            if target is F16:
                 progress(0.6, 1.0, "copying the verified F16 file")
                 _link_or_copy(source, partial)
             else:
                 progress(0.6, 1.0, f"quantizing to {target.quantization}")
-                quantize(source, partial, target, threads=threads)
+                quantize(source, partial, target, threads=self.threads)
                 progress(0.8, 1.0, f"verifying {target.quantization} against torch")
-                measured = verify(
-                    partial,
-                    target,
-                    folder=model.folder,
-                    source=source,
-                    config=model.config,
-                    hf=model.hf,
-                    reference=model.reference(),
-                    threads=threads,
-                )
+                measured = self._verify(partial, target, source)
             found = census(partial, target)
             digest = sha256_of(partial)
             settle(partial, destination)
-    progress(1.0, 1.0, f"{destination.name} verified")
-    return Artifact(
-        name=destination.stem,
-        target=target.name,
-        path=destination,
-        bytes=found.bytes,
-        bits_per_weight=found.bits_per_weight,
-        fallback_tensors=len(found.fallback),
-        sha256=digest,
-        verified=True,
-        verify=measured,
-    )
+        progress(1.0, 1.0, f"{destination.name} verified")
+        return Artifact(
+            name=destination.stem,
+            target=target.name,
+            path=destination,
+            bytes=found.bytes,
+            bits_per_weight=found.bits_per_weight,
+            fallback_tensors=len(found.fallback),
+            sha256=digest,
+            verified=True,
+            verify=measured,
+        )
 
+    def _room(self, beside: Path) -> Path:
+        """The caller's folder, made where absent; or a temporary one on the same disk."""
+        if self.workdir is not None:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            return self.workdir
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix=WORK, dir=beside)
+        return Path(self._temporary.name)
 
-def _verified_f16(
-    model: _Model,
-    room: Path,
-    metadata: dict[str, Any],
-    given: Path | None,
-    *,
-    threads: int,
-    progress: Progress,
-) -> tuple[Path, dict[str, Any]]:
-    """An F16 file that passed verification, and what was measured: kept, given, or made now."""
-    path = given or room / "model.F16.gguf"
-    note = path.with_name(path.name + ".json")
-    made_from = fingerprint(model.folder, metadata)
-    if (measured := _kept(path, note, made_from)) is not None:
-        progress(1.0, 1.0, "the verified F16 file is at hand")
+    def _verified_f16(self, room: Path, progress: Progress) -> tuple[Path, dict[str, Any]]:
+        """An F16 file that passed verification, and what was measured: kept, or made now."""
+        path = room / "model.F16.gguf"
+        note = path.with_name(path.name + ".json")
+        made_from = fingerprint(self.folder, self.metadata)
+        if (measured := _kept(path, note, made_from)) is not None:
+            progress(1.0, 1.0, "the verified F16 file is at hand")
+            return path, measured
+        partial = path.with_name(path.name + PARTIAL)
+        with _partial(partial):
+            write_f16(
+                self.folder,
+                partial,
+                config=self.config,
+                tokenizer_entries=tokenizer.gguf_entries(self.config, self.hf, self.carried),
+                metadata={"version": clp_edge.__version__, **self.metadata},
+                progress=lambda done, total, what="": progress(0.5 * done / total, 1.0, what),
+            )
+            progress(0.5, 1.0, "verifying F16 against torch")
+            measured = self._verify(partial, F16)
+            settle(partial, path)
+        stat = path.stat()
+        write_text(
+            note,
+            json.dumps(
+                {"made_from": made_from, "bytes": stat.st_size, "verify": measured}, indent=1
+            ),
+        )
         return path, measured
-
-    def check(file: Path) -> dict[str, Any]:
-        progress(0.5, 1.0, "verifying F16 against torch")
-        return verify(
-            file,
-            _F16,
-            folder=model.folder,
-            config=model.config,
-            hf=model.hf,
-            reference=model.reference(),
-            threads=threads,
-        )
-
-    if given is not None:  # the caller's file: proved, but neither written nor noted
-        return given, check(given)
-    partial = path.with_name(path.name + PARTIAL)
-    with _partial(partial):
-        write_f16(
-            model.folder,
-            partial,
-            config=model.config,
-            tokenizer_entries=tokenizer.gguf_entries(model.config, model.hf, model.carried),
-            metadata={"version": clp_edge.__version__, **metadata},
-            progress=lambda done, total, what="": progress(0.5 * done / total, 1.0, what),
-        )
-        measured = check(partial)
-        settle(partial, path)
-    stat = path.stat()
-    write_text(
-        note,
-        json.dumps({"made_from": made_from, "bytes": stat.st_size, "verify": measured}, indent=1),
-    )
-    return path, measured
 
 
 def _kept(path: Path, note: Path, made_from: str) -> dict[str, Any] | None:
@@ -206,25 +200,6 @@ def fingerprint(folder: Path, metadata: dict[str, Any]) -> str:
     ]
     whole = json.dumps([files, metadata, clp_edge.__version__], sort_keys=True, default=str)
     return hashlib.sha256(whole.encode()).hexdigest()
-
-
-class _workdir:
-    """The caller's folder, made where absent; or a temporary one on the same disk."""
-
-    def __init__(self, given: Path | None, beside: Path) -> None:
-        self.given, self.beside = given, beside
-
-    def __enter__(self) -> Path:
-        self.temporary = None
-        if self.given is not None:
-            self.given.mkdir(parents=True, exist_ok=True)
-            return self.given
-        self.temporary = tempfile.TemporaryDirectory(prefix=WORK, dir=self.beside)
-        return Path(self.temporary.name)
-
-    def __exit__(self, *_: object) -> None:
-        if self.temporary is not None:
-            self.temporary.cleanup()
 
 
 class _partial:

@@ -8,13 +8,12 @@ from typing import Any
 from gguf import GGUFValueType
 
 from clp_edge.errors import ClpEdgeError, UsageError
-from clp_edge.export.base import ExportPlan
+from clp_edge.export.base import ExportPlan, Target
 from clp_edge.export.gguf import families, tokenizer
 from clp_edge.export.gguf.cuts import with_blocks
 from clp_edge.export.gguf.mix import predict, stored_bytes, wanted
 from clp_edge.export.gguf.tokenizer import Entry
 from clp_edge.export.gguf.writer import hyper_parameters
-from clp_edge.export.targets import Target
 
 _ALIGNMENT = 32
 _SCALAR_BYTES = 4

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clp_edge.export.base import Target
 from clp_edge.export.gguf.contents import Contents
 from clp_edge.export.gguf.mix import wanted
-from clp_edge.export.targets import Target
+from clp_edge.export.gguf.targets import FILE_TYPES
 from clp_edge.runtimes import patience_s, run_in_child
 
 
@@ -78,7 +79,7 @@ def quantize(source: Path, destination: Path, target: Target, *, threads: int) -
             timeout_s=patience_s(source.stat().st_size),
             source=str(source),
             destination=str(destination),
-            file_type=target.file_type,
+            file_type=FILE_TYPES[target.quantization],
             threads=threads,
         )
     except BaseException:

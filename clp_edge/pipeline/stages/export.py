@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import clp_edge
 import clp_edge.export as exporters
 from clp_edge.config import CompressConfig
-from clp_edge.export.targets import Target
+from clp_edge.export.base import Target
 from clp_edge.models.source import save_model
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import UNKEYED, Context, Stage
@@ -46,42 +47,46 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Expo
     context.let_go()
     written: list[ArtifactRecord] = []
     files: list[str] = []
-    for number, (target, variant) in enumerate(jobs):
-        # "variant: note" of the step, as a share of all steps
-        def step(done: float, total: float, note: str = "", at: int = number) -> None:
-            share = done / total if total else 0.0
-            progress(at + share, len(jobs), f"{jobs[at][1]} {jobs[at][0].name}: {note}")
+    with ExitStack() as stack:
+        # One exporter a format and side: what its targets share is made once.
+        opened: dict[tuple[str, Variant], exporters.Exporter] = {}
+        for number, (target, variant) in enumerate(jobs):
+            # "variant: note" of the step, as a share of all steps
+            def step(done: float, total: float, note: str = "", at: int = number) -> None:
+                share = done / total if total else 0.0
+                progress(at + share, len(jobs), f"{jobs[at][1]} {jobs[at][0].name}: {note}")
 
-        path = _artifact_path(given, context, target, variant)
-        for file in context.folder.ours_below(path):
-            file.unlink()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        artifact = exporters.export(
-            folders[variant],
-            target,
-            path,
-            metadata=_metadata(given, context, variant),
-            threads=given.threads,
-            progress=step,
-            workdir=room / variant,
-        )
-        made = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        context.folder.own(made)
-        files += context.folder.relative(made)
-        written.append(
-            ArtifactRecord(
-                name=f"{variant} {target.quantization}",
-                target=target.name,
-                variant=variant,
-                path=os.path.relpath(path, context.out),
-                bytes=artifact.bytes,
-                bits_per_weight=artifact.bits_per_weight,
-                fallback_tensors=artifact.fallback_tensors,
-                sha256=artifact.sha256,
-                verified=artifact.verified,
-                verify=artifact.verify,
+            if (target.format, variant) not in opened:
+                opened[target.format, variant] = stack.enter_context(
+                    exporters.format_of(target).open(
+                        folders[variant],
+                        metadata=_metadata(given, context, variant),
+                        threads=given.threads,
+                        workdir=room / target.format / variant,
+                    )
+                )
+            path = _artifact_path(given, context, target, variant)
+            for file in context.folder.ours_below(path):
+                file.unlink()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            artifact = opened[target.format, variant].export(target, path, progress=step)
+            made = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+            context.folder.own(made)
+            files += context.folder.relative(made)
+            written.append(
+                ArtifactRecord(
+                    name=f"{variant} {target.file_suffix}",
+                    target=target.name,
+                    variant=variant,
+                    path=os.path.relpath(path, context.out),
+                    bytes=artifact.bytes,
+                    bits_per_weight=artifact.bits_per_weight,
+                    fallback_tensors=artifact.fallback_tensors,
+                    sha256=artifact.sha256,
+                    verified=artifact.verified,
+                    verify=artifact.verify,
+                )
             )
-        )
     for leftover in sorted(room.rglob("*"), reverse=True):  # intermediates of the exporter
         leftover.unlink() if leftover.is_file() or leftover.is_symlink() else leftover.rmdir()
     return ExportRecord(tuple(written), tuple(files))
