@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from gguf import GGUFValueType
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.export.base import ExportPlan, Target
 from clp_edge.export.gguf import families, tokenizer
-from clp_edge.export.gguf.cuts import with_blocks
+from clp_edge.export.gguf.cuts import after_cut, with_blocks
 from clp_edge.export.gguf.mix import predict, stored_bytes, wanted
 from clp_edge.export.gguf.tokenizer import Entry
 from clp_edge.export.gguf.writer import hyper_parameters
@@ -28,8 +29,10 @@ def plan(
     *,
     tokenizer_gguf: Path | None = None,
     blocks: int | None = None,
+    dropped: Iterable[int] | None = None,
 ) -> ExportPlan:
-    """The plan for this model with `blocks` blocks. Never raises for an unsupported thing: it
+    """The plan for this model without the blocks `dropped`, or, where it is not known yet which
+    ones go, with `blocks` of them. Never raises for an unsupported thing: it
     lists it. Bytes are right to some hundred bytes of metadata for types without a mix, such as
     F16 and Q8_0, and an estimate for the mixes, where the quantizer decides."""
     problems: list[ClpEdgeError] = []
@@ -46,7 +49,8 @@ def plan(
         problems.append(error)
     size, bits, fallback = 0, 0.0, 0
     if known:
-        changed = with_blocks(config, blocks)
+        changed = with_blocks(config, blocks) if dropped is None else after_cut(config, dropped)
+        problems += families.problems(changed)
         notes += families.notes(changed)
         try:
             exact, padding, parameters, fallback = _tensor_bytes(changed, target)
@@ -83,6 +87,10 @@ def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int, int]:
         padding += -one % _ALIGNMENT
         padding += 24 + len(row.gguf_name) + 8 * len(row.shape)  # its line in the tensor list
         parameters += row.elements
+    for factors in families.computed_tensors(config).values():
+        size += factors.nbytes
+        padding += -factors.nbytes % _ALIGNMENT
+        parameters += factors.size
     return size, padding, parameters, fallback
 
 
@@ -91,6 +99,8 @@ def _entry_bytes(entry: Entry) -> int:
     head = 8 + len(entry.key) + 4
     if entry.kind == GGUFValueType.ARRAY:
         strings = entry.sub_kind == GGUFValueType.STRING
-        body = sum(8 + len(v.encode()) for v in entry.value) if strings else 4 * len(entry.value)
+        width = 1 if entry.sub_kind == GGUFValueType.BOOL else _SCALAR_BYTES
+        plain = width * len(entry.value)
+        body = sum(8 + len(v.encode()) for v in entry.value) if strings else plain
         return head + 12 + body
     return head + (8 + len(entry.value.encode()) if isinstance(entry.value, str) else _SCALAR_BYTES)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from clp_edge.errors import UsageError
+from clp_edge.export import resolve
 from clp_edge.export.gguf.cuts import after_cut, allowed, nearest_allowed, with_blocks
 from clp_edge.export.gguf.families import problems
 from clp_edge.export.gguf.family_table import context_length, sliding_blocks
+from clp_edge.export.gguf.plan import plan
 from clp_edge.segment import Segment
+from tests.export.models import tiny_tokenizer
 from tests.tiny import tiny_config
 
 
@@ -68,3 +71,16 @@ def test_pitfall_15b_the_window_bounds_the_context_while_a_block_slides():
     assert context_length(config) == 16
     assert context_length(after_cut(config, [3, 4])) == 512
     assert context_length(tiny_config("gemma2")) == 512
+
+
+def test_pitfall_15b_the_plan_of_a_forbidden_cut_says_so():
+    hf = tiny_tokenizer("smollm")
+    config = tiny_config("smollm3", blocks=8, vocab_size=len(hf))
+    target = resolve("f16")
+    whole = plan(config, hf, target)
+    right = plan(config, hf, target, dropped=range(2, 6))
+    assert whole.problems == right.problems == ()
+    assert right.predicted_bytes < 0.7 * whole.predicted_bytes
+    assert right.predicted_bytes == plan(config, hf, target, blocks=4).predicted_bytes
+    wrong = plan(config, hf, target, dropped=range(2, 5))
+    assert ["every fourth block" in str(problem) for problem in wrong.problems] == [True]
