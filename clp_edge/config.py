@@ -211,8 +211,6 @@ class CompressConfig:
     command: str = "clp-edge compress"
 
     def __post_init__(self) -> None:
-        if not self.targets:
-            raise UsageError("no --target was given", "give one, such as --target gguf-q4")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads {self.threads} is no number of threads", "give 1 or more")
         if self.seed < 0:

@@ -394,3 +394,6 @@ class ModelRecord:
     parameters_after: int | None = None
     license: str | None = None
     """what the source says of its licence; None where it says nothing"""
+    license_link: str | None = None
+    license_stated_in: str | None = None
+    """the file, or the key of a GGUF file, that says it"""

@@ -7,6 +7,7 @@ export(folder, target, Path("model.Q4_K_M.gguf"), metadata={}, threads=4, progre
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,16 @@ def plan(
     *,
     tokenizer_gguf: Path | None = None,
     blocks: int | None = None,
+    dropped: Iterable[int] | None = None,
 ) -> ExportPlan:
-    """What `target` would be for this model (with `blocks` blocks) and all that stands in its way.
+    """What `target` would be for this model (with `blocks` blocks, or without the blocks
+    `dropped`) and all that stands in its way.
 
     Args: transformers' config and tokenizer; `tokenizer_gguf` the keys a GGUF source brought along.
     Never raises for an unsupported thing: `problems` lists it.
     """
     return format_of(target).plan(
-        config, tokenizer, target, tokenizer_gguf=tokenizer_gguf, blocks=blocks
+        config, tokenizer, target, tokenizer_gguf=tokenizer_gguf, blocks=blocks, dropped=dropped
     )
 
 

@@ -8,6 +8,7 @@ number of its targets.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from clp_edge.errors import ClpEdgeError
 from clp_edge.progress import Progress
+from clp_edge.segment import Segment
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,21 @@ class Format(Protocol):
         *,
         tokenizer_gguf: Path | None = None,
         blocks: int | None = None,
+        dropped: Iterable[int] | None = None,
     ) -> ExportPlan:
-        """What `target` would be for this model with `blocks` blocks, and what stands in its way.
+        """What `target` would be for this model with `blocks` blocks, or without the blocks
+        `dropped` where it is known which ones go, and what stands in its way.
 
         Never raises for an unsupported thing: `problems` lists it.
         """
+        ...
+
+    def forbids(self, config: Any, segment: Segment) -> str | None:
+        """Why this format cannot express the model without `segment`; None where it can."""
+        ...
+
+    def nearest(self, config: Any, segment: Segment) -> list[Segment]:
+        """The nearest segments that it can express, for the error's cure."""
         ...
 
     def open(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from clp_edge.pipeline.folder import admit
 from clp_edge.pipeline.overlap import overlaps
 from clp_edge.registry import FORMATS
 from clp_edge.runtimes import default_threads
+from clp_edge.segment import Segment
 
 T = TypeVar("T")
 GIB = 2**30
@@ -69,6 +70,8 @@ class Plan:
     parameters: int
     block_parameters: int
     targets: tuple[PlannedTarget, ...]
+    forbidden: tuple[Segment, ...]
+    """cuts of `count` blocks that some target cannot express"""
     documents: Documents | None
     out: Path
     threads: int
@@ -153,11 +156,18 @@ def preflight(config: CompressConfig) -> Plan:
     limit = int(getattr(model_config, "max_position_embeddings", 0) or config.evaluation.length)
     total, block = parameter_counts(model_config)
     carried = tokenizer_gguf(source)
+    named = config.cut.segment
+    forbidden = _forbidden(problems, model_config, targets, named, count)
     planned = []
     for target in dict.fromkeys(t for t in targets if t is not None):
         dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried)
         pruned = export.plan(
-            model_config, tokenizer, target, tokenizer_gguf=carried, blocks=blocks - count
+            model_config,
+            tokenizer,
+            target,
+            tokenizer_gguf=carried,
+            blocks=blocks - count,
+            dropped=named.blocks if named else None,
         )
         for problem in dense.problems:
             problems.add(problem)
@@ -195,6 +205,7 @@ def preflight(config: CompressConfig) -> Plan:
         parameters=total,
         block_parameters=block,
         targets=tuple(planned),
+        forbidden=forbidden,
         documents=documents,
         out=out,
         threads=config.threads or default_threads(),
@@ -207,6 +218,34 @@ def preflight(config: CompressConfig) -> Plan:
         disk_bytes=disk,
         warnings=tuple(dict.fromkeys([*source_warnings(source), *notes])),
     )
+
+
+def _forbidden(
+    problems: Problems,
+    config: Any,
+    targets: Sequence[Target | None],
+    named: Segment | None,
+    count: int,
+) -> tuple[Segment, ...]:
+    """The windows of `count` blocks that some target cannot express; a problem where the named
+    one is among them, or where no other is left."""
+    windows = [Segment.from_start(s, count) for s in range(config.num_hidden_layers - count + 1)]
+    found: set[Segment] = set()
+    for name in dict.fromkeys(target.format for target in targets if target is not None):
+        chosen: export.Format = FORMATS.load(name)
+        reasons = {window: chosen.forbids(config, window) for window in windows}
+        barred = [window for window, reason in reasons.items() if reason is not None]
+        found.update(barred)
+        asked = named or (windows[len(windows) // 2] if len(barred) == len(windows) else None)
+        if asked is not None and (reason := reasons.get(asked)) is not None:
+            near = ", ".join(str(segment) for segment in chosen.nearest(config, asked))
+            problems.add(
+                UsageError(
+                    f"{name} cannot express this model without blocks {asked}: {reason}",
+                    f"the nearest cuts that it can: --blocks {near}",
+                )
+            )
+    return tuple(sorted(found))
 
 
 def parameter_counts(config: Any) -> tuple[int, int]:

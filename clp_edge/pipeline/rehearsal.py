@@ -10,7 +10,7 @@ from __future__ import annotations
 from clp_edge.config import CompressConfig
 from clp_edge.pipeline.folder import OutputFolder
 from clp_edge.pipeline.preflight import Plan
-from clp_edge.pipeline.stage import stage_keys
+from clp_edge.pipeline.stage import Ground, stage_keys
 from clp_edge.pipeline.stages import STAGES
 
 
@@ -21,7 +21,7 @@ def rehearse(config: CompressConfig, plan: Plan) -> bool:
     """
     folder = OutputFolder.open(
         plan.out,
-        hashes=stage_keys(STAGES, config, plan),
+        hashes=stage_keys(STAGES, config, plan, Ground.of(config, plan)),
         about={},
         force=config.force,
         resume=config.resume,

@@ -40,8 +40,9 @@ class Stage(Generic[I, R]):
     needs: tuple[Stage[Any, Any], ...]
     """stages whose records it reads"""
     record: type[R]
-    inputs: Callable[[CompressConfig, Plan], I]
-    """a frozen dataclass; a field may say in its metadata how it enters the key, see `key_of`"""
+    inputs: Callable[[Any, Any], I]
+    """(config, plan) -> a frozen dataclass, all that the stage may look at; a field may say in its
+    metadata how it enters the key, see `key_of`"""
     run: Callable[[I, Context, Path, Progress], R]
     files: Callable[[R], Sequence[str]] = lambda record: ()
     """what it wrote outside its own folder, relative to the output folder"""
@@ -114,14 +115,14 @@ class Ground:
 
 
 def stage_keys(
-    stages: Sequence[Stage[Any, Any]], config: CompressConfig, plan: Plan
+    stages: Sequence[Stage[Any, Any]], config: Any, plan: Any, ground: Ground
 ) -> dict[str, str]:
     """The key of every stage, in order; known before any work."""
-    ground = Ground.of(config, plan).key
     keys: dict[str, str] = {}
     for stage in stages:
         below = {need.name: keys[need.name] for need in stage.needs}
-        keys[stage.name] = digest(ground, stage.name, key_of(stage.inputs(config, plan)), below)
+        given = key_of(stage.inputs(config, plan))
+        keys[stage.name] = digest(ground.key, stage.name, given, below)
     return keys
 
 

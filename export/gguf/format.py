@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from clp_edge.errors import ClpEdgeError, MissingDependencyError
 from clp_edge.export.base import Exporter, ExportPlan, Target
 from clp_edge.export.gguf.targets import TARGETS
+from clp_edge.segment import Segment
 
 
 class GgufFormat:
@@ -31,10 +33,28 @@ class GgufFormat:
         *,
         tokenizer_gguf: Path | None = None,
         blocks: int | None = None,
+        dropped: Iterable[int] | None = None,
     ) -> ExportPlan:
         from clp_edge.export.gguf.plan import plan
 
-        return plan(config, tokenizer, target, tokenizer_gguf=tokenizer_gguf, blocks=blocks)
+        return plan(
+            config,
+            tokenizer,
+            target,
+            tokenizer_gguf=tokenizer_gguf,
+            blocks=blocks,
+            dropped=dropped,
+        )
+
+    def forbids(self, config: Any, segment: Segment) -> str | None:
+        from clp_edge.export.gguf.cuts import allowed
+
+        return allowed(config, segment)
+
+    def nearest(self, config: Any, segment: Segment) -> list[Segment]:
+        from clp_edge.export.gguf.cuts import nearest_allowed
+
+        return nearest_allowed(config, segment)
 
     def open(
         self, folder: Path, *, metadata: dict[str, Any], threads: int, workdir: Path | None = None

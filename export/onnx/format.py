@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from clp_edge.errors import ClpEdgeError
 from clp_edge.export.base import Artifact, Exporter, ExportPlan, Target
 from clp_edge.export.onnx.targets import TARGETS
 from clp_edge.progress import Progress
+from clp_edge.segment import Segment
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,19 @@ class OnnxFormat:
         *,
         tokenizer_gguf: Path | None = None,
         blocks: int | None = None,
+        dropped: Iterable[int] | None = None,
     ) -> ExportPlan:
         from clp_edge.export.onnx.plan import plan
 
+        if dropped is not None:
+            blocks = int(config.num_hidden_layers) - len(set(dropped))
         return plan(config, tokenizer, target, blocks=blocks)
+
+    def forbids(self, config: Any, segment: Segment) -> str | None:
+        return None  # the builder writes each block's kind out
+
+    def nearest(self, config: Any, segment: Segment) -> list[Segment]:
+        return [segment]
 
     def open(
         self, folder: Path, *, metadata: dict[str, Any], threads: int, workdir: Path | None = None

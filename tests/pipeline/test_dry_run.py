@@ -303,3 +303,19 @@ def test_the_output_may_lie_beside_or_below_the_model(place: Path) -> None:
     (place / "o").mkdir()
     (place / "o" / "a.txt").write_text("text")
     assert len(found("o", calibration="texts")) == 1
+
+
+def test_pitfall_15b_a_cut_that_gguf_cannot_express_is_refused_with_the_nearest(
+    tmp_path: Path,
+) -> None:
+    """SmolLM3: which blocks have no rope is fixed in llama.cpp's code by the block's number."""
+    from clp_edge.config import CompressConfig, CutConfig
+    from clp_edge.errors import PreflightError
+    from clp_edge.pipeline.preflight import preflight
+    from tests.export.family_rows import ROWS, family_folder
+
+    folder = tmp_path / "smollm3"
+    family_folder(folder, ROWS["smollm3"])
+    config = CompressConfig(model=str(folder), cut=CutConfig(blocks="1-2"), out=tmp_path / "out")
+    with pytest.raises(PreflightError, match=r"without blocks 1-2: .*nearest.*--blocks \d+-\d+"):
+        preflight(config)

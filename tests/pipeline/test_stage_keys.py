@@ -29,6 +29,7 @@ from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import Context, Ground, Stage, key_of, stage_keys
 from clp_edge.pipeline.stages import STAGES, bench, calibrate, evaluate, search
 from clp_edge.progress import Quiet
+from clp_edge.segment import Segment
 
 ALL = tuple(stage.name for stage in STAGES)
 FROM_SEARCH = ("search", "heal", "cut", "export", "evaluate", "bench")
@@ -53,6 +54,7 @@ def plan_of(config: CompressConfig) -> Plan:
             SimpleNamespace(target=resolve(name))  # type: ignore[misc]
             for name in config.targets
         ),
+        forbidden=(),
         documents=None,
         out=config.out or Path("out"),
         threads=config.threads or 2,
@@ -68,7 +70,8 @@ def plan_of(config: CompressConfig) -> Plan:
 
 
 def keys(config: CompressConfig, **changes: Any) -> dict[str, str]:
-    return stage_keys(STAGES, config, dataclasses.replace(plan_of(config), **changes))
+    plan = dataclasses.replace(plan_of(config), **changes)
+    return stage_keys(STAGES, config, plan, Ground.of(config, plan))
 
 
 def differing(first: dict[str, str], second: dict[str, str]) -> tuple[str, ...]:
@@ -122,6 +125,7 @@ def test_each_setting_redoes_exactly_the_stages_after_it(
         ({"stored": torch.bfloat16}, ALL),
         ({"name": "other-name"}, FROM_EXPORT),
         ({"count": 3}, FROM_SEARCH),
+        ({"forbidden": (Segment(1, 2),)}, FROM_SEARCH),
         ({"memory_bytes": 2, "disk_bytes": 2, "warnings": ("w",)}, ()),
     ],
 )

@@ -42,6 +42,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> CutR
     final = context.out / FOLDER
     for file in context.folder.ours_below(final):
         file.unlink()
+    context.folder.claim(final)
     model = pruned(context)
     heal.healing(context).apply(model)
     progress(1, 2, f"{len(dissect(model))} blocks")

@@ -68,6 +68,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Expo
             path = _artifact_path(given, context, target, variant)
             for file in context.folder.ours_below(path):
                 file.unlink()
+            context.folder.claim(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             artifact = opened[target.format, variant].export(target, path, progress=step)
             made = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

@@ -33,10 +33,18 @@ class Inputs:
     """the blocks that the user named, FIRST-LAST"""
     method: str
     tokens: int
+    forbidden: tuple[Segment, ...]
+    """windows that a target cannot express"""
 
 
 def inputs(config: CompressConfig, plan: Plan) -> Inputs:
-    return Inputs(plan.count, config.cut.blocks, config.search.method, config.search.tokens)
+    return Inputs(
+        count=plan.count,
+        given=config.cut.blocks,
+        method=config.search.method,
+        tokens=config.search.tokens,
+        forbidden=plan.forbidden,
+    )
 
 
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> SearchRecord:
@@ -51,7 +59,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Sear
         method="exact" if named else given.method,
         seed=context.ground.seed,
         allow_ends=named is not None,
-        allowed=(lambda segment: segment == named) if named else (lambda segment: True),
+        allowed=lambda segment: segment == named if named else segment not in given.forbidden,
         progress=progress,
     )
     several = len(found.windows) > 1
