@@ -21,6 +21,7 @@ from typing import Any
 import onnx
 
 from clp_edge.export.onnx.configs import adapted
+from clp_edge.export.onnx.tokenizer import make_portable
 
 _READING = re.compile(r"Reading layer (\d+)")
 _QUANTIZED = re.compile(r"/model/layers\.(\d+)/")
@@ -77,6 +78,7 @@ def build(
             watch_quantizer(quantized)
             with redirect_stdout(_Printed(printed)):
                 _create(folder, destination, precision, provider, options)
+            make_portable(Path(destination) / "tokenizer.json")
             write_metadata(Path(destination) / "model.onnx", metadata)
             events.put(("done", None))
         except BaseException as error:  # handed to the caller's thread, which raises it
