@@ -5,6 +5,6 @@ of it (`statistics`). The room knows files only: how they were pruned is not its
 
 >>> from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
 >>> items = [BenchItem("dense", path, "dense", "gguf-q4_0")]                # doctest: +SKIP
->>> run_bench(items, BenchSettings(rounds=5))["runs"][0]["status"]          # doctest: +SKIP
+>>> run_bench(items, BenchSettings(rounds=5)).runs[0].status                # doctest: +SKIP
 'ok'
 """

@@ -16,10 +16,11 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from clp_edge.records import BandwidthRecord
 
 CACHE_MULTIPLE = 4
 MINIMUM_BUFFER = 64 << 20
@@ -30,18 +31,6 @@ READERS: tuple[tuple[type, Callable[[np.ndarray], object]], ...] = (
     (np.float32, np.maximum.reduce),
     (np.int64, np.bitwise_or.reduce),
 )
-
-
-@dataclass(frozen=True)
-class Bandwidth:
-    """GB/s (10^9 bytes) of the median and of the fastest pass, and how they were taken."""
-
-    gb_per_s: float
-    fastest_gb_per_s: float
-    buffer_bytes: int
-    cache_bytes: int
-    threads: int
-    passes: int
 
 
 def last_level_cache(root: Path = Path("/")) -> int | None:
@@ -65,7 +54,7 @@ def last_level_cache(root: Path = Path("/")) -> int | None:
 
 def read_bandwidth(
     threads: int, *, seconds: float = 1.0, root: Path = Path("/")
-) -> Bandwidth | None:
+) -> BandwidthRecord | None:
     """Measure for about `seconds`; None when the cache size is unknown or memory is short."""
     cache = last_level_cache(root)
     if cache is None:
@@ -90,7 +79,7 @@ def read_bandwidth(
             medians.append(float(np.median(times)))
             fastest = min(fastest, *times)
             passes += len(times)
-    return Bandwidth(
+    return BandwidthRecord(
         gb_per_s=size / min(medians) / 1e9,
         fastest_gb_per_s=size / fastest / 1e9,
         buffer_bytes=size,

@@ -11,7 +11,7 @@ the system may take back.
 
 >>> items = [BenchItem("dense", dense, "dense", "gguf-q4_0"),               # doctest: +SKIP
 ...          BenchItem("healed", healed, "healed", "gguf-q4_0")]
->>> run_bench(items, BenchSettings(rounds=5))["speedup"][0]["decode"]["median"]  # doctest: +SKIP
+>>> run_bench(items, BenchSettings(rounds=5)).speedup[0].decode.median      # doctest: +SKIP
 1.15
 """
 
@@ -26,20 +26,30 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from clp_edge import waiting
 from clp_edge.bench import ceiling
-from clp_edge.bench.bandwidth import Bandwidth, read_bandwidth
+from clp_edge.bench.bandwidth import read_bandwidth
 from clp_edge.bench.probes import CALM_LIMIT_S, busy_warning, probe, wait_until_calm
 from clp_edge.bench.statistics import CONFIDENCE, paired_speedup, settled
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.metrics import median_interval
 from clp_edge.progress import Progress, silent
+from clp_edge.records import (
+    BandwidthRecord,
+    BenchRecord,
+    BenchSettingsRecord,
+    RatioRecord,
+    RunRecord,
+    SpeedupRecord,
+    SummaryRecord,
+    TestRecord,
+    Variant,
+)
 from clp_edge.runtimes import Timing, default_threads
 from clp_edge.runtimes import open_artifact as open_in_runtime
 
-Variant = Literal["dense", "healed", "control"]
 METRICS = ("prefill_tps", "decode_tps", "ttft_ms")
 # Name in a speed-up -> (samples it is made of, whether lower is better).
 SPEEDUPS = {
@@ -137,11 +147,11 @@ def run_bench(
     open_artifact: Opener = open_in_runtime,
     progress: Progress = silent,
     root: Path = Path("/"),
-    measure_bandwidth: Callable[[int], Bandwidth | None] | None = None,
+    measure_bandwidth: Callable[[int], BandwidthRecord | None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
-) -> dict[str, Any]:
-    """Measure the artifacts and return the "bench" object of report.json.
+) -> BenchRecord:
+    """Measure the artifacts and return what report.json says of the bench.
 
     A busy machine is waited for first, for a little while. Every child waits at barriers in the
     same way (`clp_edge.waiting`); `settings.waiting` says in which.
@@ -184,30 +194,30 @@ def run_bench(
         warnings.append(f"the time budget ended the bench after {len(order)} rounds")
     costs = {row.item.name: _card(row) for row in rows}
     runs = [_run(row, settings, costs[row.item.name], bandwidth) for row in rows]
-    return {
-        "device": {**device.as_dict(), "busy_share_before": load.before},
-        "settings": {
-            "threads": threads,
-            "batch": 1,
-            "rounds": len(order),
-            "warmup_rounds": warmups,
-            "power_mode": device.power_mode,
-            "memory_bandwidth_gb_s": bandwidth.gb_per_s if bandwidth else None,
-            "memory_bandwidth": asdict(bandwidth) if bandwidth else None,
-            "busy_share_before": load.before,
-            "busy_share_after_wait": load.after,
-            "waited_for_calm_s": load.waited_s,
-            "waiting": how_they_wait,
-            "time_budget_s": settings.time_budget_s,
-            "seed": settings.seed,
-            "order": order,
-            "seconds": clock() - start,
-            "memory": "peak resident set of the child process; mapped weights count once touched",
-        },
-        "runs": runs,
-        "speedup": _speedups(rows, settings, costs),
-        "warnings": warnings,
-    }
+    return BenchRecord(
+        device={**device.as_dict(), "busy_share_before": load.before},
+        settings=BenchSettingsRecord(
+            threads=threads,
+            batch=1,
+            rounds=len(order),
+            warmup_rounds=warmups,
+            power_mode=device.power_mode,
+            memory_bandwidth_gb_s=bandwidth.gb_per_s if bandwidth else None,
+            memory_bandwidth=bandwidth,
+            busy_share_before=load.before,
+            busy_share_after_wait=load.after,
+            waited_for_calm_s=load.waited_s,
+            waiting=how_they_wait,
+            time_budget_s=settings.time_budget_s,
+            seed=settings.seed,
+            order=order,
+            seconds=clock() - start,
+            memory="peak resident set of the child process; mapped weights count once touched",
+        ),
+        runs=tuple(runs),
+        speedup=_speedups(rows, settings, costs),
+        warnings=tuple(warnings),
+    )
 
 
 class _Steps:
@@ -363,10 +373,10 @@ def _measure(
     clock: Callable[[], float],
     start: float,
     warmups: int,
-) -> list[list[str]]:
+) -> tuple[tuple[str, ...], ...]:
     """The rounds that count; returns the order in which each timed its artifacts."""
     shuffler = random.Random(settings.seed)
-    order: list[list[str]] = []
+    order: list[tuple[str, ...]] = []
     first_round = clock()
     for index in range(settings.rounds):
         live = [row for row in rows if row.alive]
@@ -383,10 +393,10 @@ def _measure(
             steps.say(f"round {index + 1} of {settings.rounds}: {row.item.name}")
             _attempt(row, partial(_time, row, settings, seed))
             steps.step()
-        order.append([row.item.name for row in live])
+        order.append(tuple(row.item.name for row in live))
     steps.total = steps.done
     steps.say("measured")
-    return order
+    return tuple(order)
 
 
 def _time(row: _Row, settings: BenchSettings, seed: int) -> None:
@@ -407,13 +417,13 @@ def _run(
     row: _Row,
     settings: BenchSettings,
     card: ceiling.StaticCard | None,
-    bandwidth: Bandwidth | None,
-) -> dict[str, Any]:
+    bandwidth: BandwidthRecord | None,
+) -> RunRecord:
     depth = ceiling.mean_decode_depth(settings.generate, settings.depth)
     size = card.bytes_per_token(depth) if card else None
     measured = row.alive and bool(row.samples["decode_tps"])
     summary = {
-        name: asdict(median_interval(values, confidence=CONFIDENCE))
+        name: SummaryRecord(**asdict(median_interval(values, confidence=CONFIDENCE)))
         for name, values in row.samples.items()
         if measured
     }
@@ -426,39 +436,37 @@ def _run(
         and card.weight_bytes_per_token > bandwidth.cache_bytes
     )
     ideal = bandwidth.gb_per_s * 1e9 / size if bound and bandwidth and size else None
-    return {
-        "artifact": row.item.name,
-        "variant": row.item.variant,
-        "target": row.item.target,
-        "runtime": row.info.runtime if row.info else "unknown",
-        "runtime_version": row.info.runtime_version if row.info else "unknown",
-        "backend": row.info.backend if row.info else "unknown",
-        "test": _test(settings),
-        "status": "ok" if measured else "failed",
-        "reason": None if measured else (row.reason or "nothing was timed"),
-        **row.samples,
-        "summary": summary,
-        "load_ms": float(row.info.load_ms) if row.info else None,
-        "peak_rss_mib": row.peak_rss_mib,
-        "peak_gpu_mib": None,
-        "j_per_token": None,
-        "bytes_per_token": size,
-        "ideal_decode_tps": ideal,
-        "mbu": summary["decode_tps"]["median"] / ideal if measured and ideal else None,
-    }
+    return RunRecord(
+        artifact=row.item.name,
+        variant=row.item.variant,
+        target=row.item.target,
+        runtime=row.info.runtime if row.info else "unknown",
+        runtime_version=row.info.runtime_version if row.info else "unknown",
+        backend=row.info.backend if row.info else "unknown",
+        test=_test(settings),
+        status="ok" if measured else "failed",
+        reason=None if measured else (row.reason or "nothing was timed"),
+        prefill_tps=tuple(row.samples["prefill_tps"]),
+        decode_tps=tuple(row.samples["decode_tps"]),
+        ttft_ms=tuple(row.samples["ttft_ms"]),
+        summary=summary,
+        load_ms=float(row.info.load_ms) if row.info else None,
+        peak_rss_mib=row.peak_rss_mib,
+        peak_gpu_mib=None,
+        j_per_token=None,
+        bytes_per_token=size,
+        ideal_decode_tps=ideal,
+        mbu=summary["decode_tps"].median / ideal if measured and ideal else None,
+    )
 
 
-def _test(settings: BenchSettings) -> dict[str, int]:
-    return {
-        "prompt": settings.prompt,
-        "generate": settings.generate,
-        "depth": settings.depth,
-    }
+def _test(settings: BenchSettings) -> TestRecord:
+    return TestRecord(settings.prompt, settings.generate, settings.depth)
 
 
 def _speedups(
     rows: list[_Row], settings: BenchSettings, cards: dict[str, ceiling.StaticCard | None]
-) -> list[dict[str, Any]]:
+) -> tuple[SpeedupRecord, ...]:
     """Every healed artifact against the dense one of the same target in the same runtime."""
     pairs = []
     done = [row for row in rows if row.alive and row.samples["decode_tps"]]
@@ -467,7 +475,7 @@ def _speedups(
             same_target = before.item.target == after.item.target
             if same_target and before.info.runtime == after.info.runtime:
                 pairs.append(_pair(before, after, settings, cards))
-    return pairs
+    return tuple(pairs)
 
 
 def _pair(
@@ -475,7 +483,7 @@ def _pair(
     after: _Row,
     settings: BenchSettings,
     cards: dict[str, ceiling.StaticCard | None],
-) -> dict[str, Any]:
+) -> SpeedupRecord:
     first, second = cards[before.item.name], cards[after.item.name]
     ideal: dict[str, float | None] = dict.fromkeys(SPEEDUPS)
     bounds: dict[str, float] = {}
@@ -484,30 +492,33 @@ def _pair(
         bounds = ceiling.decode_bounds(first, second, depth)
         ideal["decode"] = bounds["bytes"]
         ideal["prefill"] = ceiling.ideal_prefill(first, second, settings.prompt, settings.depth)
-    result: dict[str, Any] = {
-        "target": after.item.target,
-        "runtime": after.info.runtime,
-        "test": _test(settings),
-        "before": before.item.name,
-        "after": after.item.name,
-        "confidence": CONFIDENCE,
-        "n": len(after.samples["decode_tps"]),
-    }
-    for name, (samples, lower_is_better) in SPEEDUPS.items():
-        found = paired_speedup(
-            before.samples[samples],
-            after.samples[samples],
-            lower_is_better=lower_is_better,
+    found = {
+        name: paired_speedup(
+            before.samples[samples], after.samples[samples], lower_is_better=lower_is_better
         )
-        result["confidence"] = found.ratio.confidence  # of n alone: the same for all three
-        result[name] = {
-            "before": found.before,
-            "after": found.after,
-            "median": found.ratio.median,
-            "low": found.ratio.low,
-            "high": found.ratio.high,
-            "ideal": ideal[name],
-        }
-    if bounds:
-        result["decode"]["bounds"] = bounds
-    return result
+        for name, (samples, lower_is_better) in SPEEDUPS.items()
+    }
+    ratios = {
+        name: RatioRecord(
+            before=speedup.before,
+            after=speedup.after,
+            median=speedup.ratio.median,
+            low=speedup.ratio.low,
+            high=speedup.ratio.high,
+            ideal=ideal[name],
+            bounds=bounds if name == "decode" else {},
+        )
+        for name, speedup in found.items()
+    }
+    return SpeedupRecord(
+        target=after.item.target,
+        runtime=after.info.runtime,
+        test=_test(settings),
+        before=before.item.name,
+        after=after.item.name,
+        confidence=found["decode"].ratio.confidence,  # of n alone: the same for all three
+        n=len(after.samples["decode_tps"]),
+        prefill=ratios["prefill"],
+        decode=ratios["decode"],
+        ttft=ratios["ttft"],
+    )

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from clp_edge.errors import ClpEdgeError
 
@@ -36,8 +38,12 @@ class RecordError(ClpEdgeError):
 
 
 def encode(record: Any) -> bytes:
-    """A record as JSON (UTF-8), two spaces deep; NaN and infinities become null."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    """A record as JSON (UTF-8), two spaces deep; NaN and infinities become null.
+
+    Inside the free objects paths become text, and numpy scalars become numbers. Raises RecordError
+    for what JSON cannot hold.
+    """
+    return msgspec.json.format(_json(record), indent=2) + b"\n"
 
 
 def decode(document: bytes | str, kind: type[R]) -> R:
@@ -53,7 +59,7 @@ def decode(document: bytes | str, kind: type[R]) -> R:
 
 def to_plain(record: Any) -> Any:
     """A record as dicts, lists, numbers and text, ready for any JSON writer."""
-    return msgspec.json.decode(msgspec.json.encode(record))
+    return msgspec.json.decode(_json(record))
 
 
 def from_plain(value: Any, kind: type[R]) -> R:
@@ -62,6 +68,22 @@ def from_plain(value: Any, kind: type[R]) -> R:
         return msgspec.convert(value, type=kind)
     except msgspec.ValidationError as error:
         raise RecordError(f"no {kind.__name__}: {error}") from error
+
+
+def _json(record: Any) -> bytes:
+    return msgspec.json.encode(record, enc_hook=_known)
+
+
+def _known(value: Any) -> Any:
+    """What the codec does not know itself, as something that it knows."""
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if isinstance(value, range):
+        return list(value)
+    item = getattr(value, "item", None)  # numpy scalars and arrays of one
+    if callable(item) and getattr(value, "size", 1) == 1:
+        return item()
+    raise RecordError(f"a record cannot hold a {type(value).__name__}")
 
 
 def measured(value: float) -> float | None:
@@ -309,6 +331,7 @@ class SummaryRecord:
     high: float
     n: int
     confidence: float | None = None
+    """what the interval attains, not what was asked for"""
 
 
 @dataclass(frozen=True)
@@ -347,6 +370,9 @@ class RatioRecord:
     low: float
     high: float
     ideal: float | None
+    """the ratio of the bytes that decode reads, or of the operations of the prefill"""
+    bounds: dict[str, float] = field(default_factory=dict)
+    """by what bounds the speed -> the ratio that it allows; "bytes" is the ideal of decode"""
 
 
 @dataclass(frozen=True)
@@ -367,6 +393,18 @@ class SpeedupRecord:
 
 
 @dataclass(frozen=True)
+class BandwidthRecord:
+    """Read bandwidth of the memory: GB/s (10^9 bytes) of the median and of the fastest pass."""
+
+    gb_per_s: float
+    fastest_gb_per_s: float
+    buffer_bytes: int
+    cache_bytes: int
+    threads: int
+    passes: int
+
+
+@dataclass(frozen=True)
 class BenchSettingsRecord:
     """How the speed was taken."""
 
@@ -376,6 +414,32 @@ class BenchSettingsRecord:
     warmup_rounds: int
     power_mode: str | None
     memory_bandwidth_gb_s: float | None
+    memory_bandwidth: BandwidthRecord | None = None
+    busy_share_before: float | None = None
+    """of all processors' time that others took, at the first look"""
+    busy_share_after_wait: float | None = None
+    waited_for_calm_s: float | None = None
+    waiting: dict[str, str] = field(default_factory=dict)
+    """the variables by which threads wait at barriers, as the children saw them"""
+    time_budget_s: float | None = None
+    seed: int | None = None
+    order: tuple[tuple[str, ...], ...] = ()
+    """the artifacts of each round, as they were timed"""
+    seconds: float | None = None
+    memory: str = ""
+    """what peak memory means here"""
+
+
+@dataclass(frozen=True)
+class BenchRecord:
+    """The latency suite's results."""
+
+    device: dict[str, Any]
+    """the machine as its files describe it; its keys depend on the machine"""
+    settings: BenchSettingsRecord
+    runs: tuple[RunRecord, ...]
+    speedup: tuple[SpeedupRecord, ...]
+    warnings: tuple[str, ...] = ()
 
 
 # --- the report ---------------------------------------------------------------------------------
@@ -383,7 +447,7 @@ class BenchSettingsRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """The dense model."""
+    """The dense model, and what its own files say of its licence."""
 
     source: str
     architecture: str
@@ -392,8 +456,37 @@ class ModelRecord:
     """a tied head counted once"""
     name: str | None = None
     parameters_after: int | None = None
-    license: str | None = None
-    """what the source says of its licence; None where it says nothing"""
+    base_model: str | None = None
+    """its id on the Hugging Face hub"""
+    license: str | UnsetType | None = UNSET
+    """None: the source says nothing; UNSET (no such key in the file): nobody looked"""
     license_link: str | None = None
     license_stated_in: str | None = None
     """the file, or the key of a GGUF file, that says it"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """report.json. None: not done or not measured; a name in `quality` is an artifact's or
+    "dense", "pruned", "healed" (the models before quantization).
+    """
+
+    schema: Literal[1]
+    command: str
+    version: str
+    model: ModelRecord
+    seed: int
+    verdict: str
+    evaluation: EvaluationRecord | None
+    search: SearchRecord | None
+    heal: HealRecord | None
+    quality: dict[str, QualityRecord]
+    artifacts: tuple[ArtifactRecord, ...]
+    bench: BenchRecord | None
+    seconds: dict[str, float]
+    """of each stage"""
+    peak_memory_mib: dict[str, float | None]
+    environment: dict[str, Any]
+    """versions that the numbers depend on; its keys are free"""
+    samples: tuple[SampleRecord, ...] = ()
+    warnings: tuple[str, ...] = ()

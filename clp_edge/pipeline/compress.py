@@ -69,7 +69,7 @@ def _report(config: CompressConfig, plan: Plan, context: Context, ledger: Ledger
     if found.near_tie:
         warnings.append("the two best windows are a near tie: their gap is within its error")
     if timed:
-        warnings += timed.get("warnings", [])
+        warnings += timed.warnings
     stated = licence_of(plan.source)
     model = ModelRecord(
         source=plan.source.spec or plan.source.name,
@@ -91,7 +91,7 @@ def _report(config: CompressConfig, plan: Plan, context: Context, ledger: Ledger
         heal=to_plain(healed),
         quality=to_plain(judged.quality),
         artifacts=to_plain(record(export.STAGE).artifacts),
-        bench=timed,
+        bench=to_plain(timed),
         seconds=ledger.seconds,
         peak_memory_mib=ledger.peaks,
         environment={**environment(), "calibration": record(calibrate.STAGE).origin},

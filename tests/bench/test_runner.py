@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from clp_edge import waiting
-from clp_edge.bench.bandwidth import Bandwidth
 from clp_edge.bench.ceiling import (
     decode_bounds,
     ideal_decode,
@@ -18,10 +17,11 @@ from clp_edge.bench.ceiling import (
 )
 from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
 from clp_edge.errors import RuntimeDiedError, UsageError
+from clp_edge.records import BandwidthRecord, BenchRecord, TestRecord, from_plain, to_plain
 from clp_edge.runtimes import ArtifactInfo, Timing
 from tests.bench.test_ceiling import write_gguf
 
-BANDWIDTH = Bandwidth(
+BANDWIDTH = BandwidthRecord(
     gb_per_s=10.0,
     fastest_gb_per_s=12.0,
     buffer_bytes=1 << 20,
@@ -105,43 +105,44 @@ def test_known_speeds_give_exact_speedups_and_the_contract(tmp_path):
     healed = read_card(write_gguf(tmp_path / "healed.gguf", 4))
     settings = BenchSettings(prompt=64, generate=16, rounds=7, threads=2)
     result = bench(World(), [DENSE, HEALED], settings, tmp_path)
-    pair = result["speedup"][0]
-    assert {k: pair[k] for k in ("target", "runtime", "before", "after", "confidence", "n")} == {
-        "target": "gguf-q4_0",
-        "runtime": "fake",
-        "before": "dense",
-        "after": "healed",
-        "confidence": 1.0 - 2.0 / 2**7,
-        "n": 7,
-    }
+    pair = result.speedup[0]
+    assert (pair.target, pair.runtime, pair.before, pair.after, pair.confidence, pair.n) == (
+        "gguf-q4_0",
+        "fake",
+        "dense",
+        "healed",
+        1.0 - 2.0 / 2**7,
+        7,
+    )
     # The drift is equal inside a round, so the ratio is exact although every sample differs.
-    assert len(set(result["runs"][0]["decode_tps"])) == 7
+    assert len(set(result.runs[0].decode_tps)) == 7
     for name in ("prefill", "decode"):
-        assert pair[name]["median"] == pytest.approx(1.2)
-        assert pair[name]["low"] == pytest.approx(1.2)
-        assert pair[name]["high"] == pytest.approx(1.2)
-    assert 1.0 < pair["ttft"]["median"] < 1.2  # the constant 5 ms is not cut
-    assert pair["decode"]["before"] < pair["decode"]["after"]
+        ratio = getattr(pair, name)
+        assert (ratio.median, ratio.low, ratio.high) == pytest.approx((1.2, 1.2, 1.2))
+    assert 1.0 < pair.ttft.median < 1.2  # the constant 5 ms is not cut
+    assert pair.decode.before < pair.decode.after
     depth = mean_decode_depth(16)
-    assert pair["decode"]["ideal"] == pytest.approx(ideal_decode(dense, healed, depth))
-    assert pair["decode"]["bounds"] == decode_bounds(dense, healed, depth)
-    assert "bounds" not in pair["prefill"]
-    assert pair["prefill"]["ideal"] == pytest.approx(ideal_prefill(dense, healed, 64))
-    assert pair["ttft"]["ideal"] is None
+    assert pair.decode.ideal == pytest.approx(ideal_decode(dense, healed, depth))
+    assert pair.decode.bounds == decode_bounds(dense, healed, depth)
+    assert pair.prefill.bounds == {}
+    assert pair.prefill.ideal == pytest.approx(ideal_prefill(dense, healed, 64))
+    assert pair.ttft.ideal is None
 
-    run = result["runs"][1]
-    assert (run["status"], run["reason"], run["variant"]) == ("ok", None, "healed")
-    assert run["test"] == {"prompt": 64, "generate": 16, "depth": 0}
-    assert (run["load_ms"], run["peak_rss_mib"]) == (12.5, 160.0)
-    assert run["j_per_token"] is run["peak_gpu_mib"] is None
-    assert run["bytes_per_token"] == healed.bytes_per_token(depth)
-    assert run["ideal_decode_tps"] == pytest.approx(10e9 / run["bytes_per_token"])
-    median = run["summary"]["decode_tps"]
-    assert median["n"] == 7
-    assert median["low"] <= median["median"] <= median["high"]
-    assert run["mbu"] == pytest.approx(median["median"] * run["bytes_per_token"] / 10e9)
-    assert result["settings"]["threads"] == 2
-    assert result["settings"]["memory_bandwidth_gb_s"] == 10.0
+    run = result.runs[1]
+    assert (run.status, run.reason, run.variant) == ("ok", None, "healed")
+    assert run.test == TestRecord(prompt=64, generate=16, depth=0)
+    assert (run.load_ms, run.peak_rss_mib) == (12.5, 160.0)
+    assert run.j_per_token is run.peak_gpu_mib is None
+    assert run.bytes_per_token == healed.bytes_per_token(depth)
+    assert run.ideal_decode_tps == pytest.approx(10e9 / run.bytes_per_token)
+    median = run.summary["decode_tps"]
+    assert median.n == 7
+    assert median.low <= median.median <= median.high
+    assert run.mbu == pytest.approx(median.median * run.bytes_per_token / 10e9)
+    assert result.settings.threads == 2
+    assert result.settings.memory_bandwidth_gb_s == 10.0
+    assert result.settings.memory_bandwidth == BANDWIDTH
+    assert from_plain(to_plain(result), BenchRecord) == result
 
 
 def test_pitfall_19_rounds_are_interleaved_in_a_seeded_random_order(tmp_path):
@@ -149,11 +150,11 @@ def test_pitfall_19_rounds_are_interleaved_in_a_seeded_random_order(tmp_path):
     world = World()
     settings = BenchSettings(8, 8, rounds=8, threads=1, seed=5, time_budget_s=None)
     result = bench(world, specs, settings, tmp_path)
-    order = result["settings"]["order"]
+    order = result.settings.order
     assert len(order) == 8
     assert all(sorted(names) == ["a", "b", "c"] for names in order)
     assert len({tuple(names) for names in order}) > 1
-    warm = 3 * result["settings"]["warmup_rounds"]
+    warm = 3 * result.settings.warmup_rounds
     assert [name for name, _ in world.calls[warm:]] == [name for names in order for name in names]
     # All artifacts of a round get the same tokens; each session is opened once, and closed.
     seeds = [{seed for _, seed in world.calls[i : i + 3]} for i in range(0, len(world.calls), 3)]
@@ -161,22 +162,22 @@ def test_pitfall_19_rounds_are_interleaved_in_a_seeded_random_order(tmp_path):
     assert [name for name, _, _ in world.opened] == ["a", "b", "c"]
     assert sorted(world.closed) == ["a", "b", "c"]
     again = bench(World(), specs, settings, tmp_path)
-    assert again["settings"]["order"] == order
+    assert again.settings.order == order
 
 
 def test_pitfall_19_warm_up_goes_on_until_the_speeds_settle(tmp_path):
     settings = BenchSettings(8, 8, rounds=12, warmup_rounds=1, threads=1, time_budget_s=None)
     calm = bench(World(), [DENSE], settings, tmp_path)
-    assert calm["settings"]["warmup_rounds"] == 3  # three runs that agree
+    assert calm.settings.warmup_rounds == 3  # three runs that agree
     slow = bench(World(slow_start=2), [DENSE], settings, tmp_path)
-    assert slow["settings"]["warmup_rounds"] == 5  # two slow ones, then three that agree
+    assert slow.settings.warmup_rounds == 5  # two slow ones, then three that agree
     never = bench(World(slow_start=50), [DENSE], settings, tmp_path)
-    assert never["settings"]["warmup_rounds"] == 6
-    assert any("had not settled" in text for text in never["warnings"])
-    assert not any("had not settled" in text for text in slow["warnings"])
+    assert never.settings.warmup_rounds == 6
+    assert any("had not settled" in text for text in never.warnings)
+    assert not any("had not settled" in text for text in slow.warnings)
     few = BenchSettings(8, 8, rounds=4, warmup_rounds=1, threads=1, time_budget_s=None)
     short = bench(World(slow_start=50), [DENSE], few, tmp_path)
-    assert short["settings"]["warmup_rounds"] == 3  # not more warming than measuring
+    assert short.settings.warmup_rounds == 3  # not more warming than measuring
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 5])
@@ -185,15 +186,15 @@ def test_pitfall_14_one_that_dies_leaves_the_others_measured(tmp_path, dies_at):
     dying = ("broken", "healed", "gguf-q4_0", 60.0, dies_at, "CPU")
     settings = BenchSettings(prompt=8, generate=8, rounds=4, threads=1)
     result = bench(world, [DENSE, dying, HEALED], settings, tmp_path)
-    by_name = {run["artifact"]: run for run in result["runs"]}
-    assert by_name["broken"]["status"] == "failed"
-    assert "broken" in by_name["broken"]["reason"]
-    assert by_name["broken"]["summary"] == {}
-    assert by_name["broken"]["mbu"] is None
+    by_name = {run.artifact: run for run in result.runs}
+    assert by_name["broken"].status == "failed"
+    assert "broken" in by_name["broken"].reason
+    assert by_name["broken"].summary == {}
+    assert by_name["broken"].mbu is None
     for name in ("dense", "healed"):
-        assert by_name[name]["status"] == "ok"
-        assert len(by_name[name]["decode_tps"]) == 4
-    assert [pair["after"] for pair in result["speedup"]] == ["healed"]
+        assert by_name[name].status == "ok"
+        assert len(by_name[name].decode_tps) == 4
+    assert [pair.after for pair in result.speedup] == ["healed"]
     tried = [name for name, _ in world.calls].count("broken")
     assert tried == dies_at  # never asked again
     assert {"dense", "healed"} <= set(world.closed)
@@ -207,8 +208,8 @@ def test_pairs_share_their_target_and_a_control_is_no_pair(tmp_path):
         ("other", "healed", "gguf-q8_0", 70.0, None, "CPU"),
     ]
     result = bench(World(), specs, BenchSettings(prompt=8, generate=8, rounds=2), tmp_path)
-    assert [(p["before"], p["after"]) for p in result["speedup"]] == [("dense", "healed")]
-    assert [run["artifact"] for run in result["runs"]] == ["dense", "healed", "control", "other"]
+    assert [(p.before, p.after) for p in result.speedup] == [("dense", "healed")]
+    assert [run.artifact for run in result.runs] == ["dense", "healed", "control", "other"]
 
 
 def test_pitfall_21_no_share_of_bandwidth_where_it_means_nothing(tmp_path):
@@ -216,10 +217,10 @@ def test_pitfall_21_no_share_of_bandwidth_where_it_means_nothing(tmp_path):
     write_gguf(tmp_path / "healed.gguf", 4)
     gpu = ("healed", "healed", "gguf-q4_0", 60.0, None, "CUDA")
     settings = BenchSettings(prompt=8, generate=8, rounds=2, threads=1)
-    runs = bench(World(), [DENSE, gpu], settings, tmp_path)["runs"]
-    assert runs[0]["mbu"] is not None
-    assert runs[1]["mbu"] is runs[1]["ideal_decode_tps"] is None  # the processor's is not the GPU's
-    assert runs[1]["bytes_per_token"] > 0
+    runs = bench(World(), [DENSE, gpu], settings, tmp_path).runs
+    assert runs[0].mbu is not None
+    assert runs[1].mbu is runs[1].ideal_decode_tps is None  # the processor's is not the GPU's
+    assert runs[1].bytes_per_token > 0
 
 
 @pytest.mark.parametrize("cache_bytes", [1 << 30, None])
@@ -227,7 +228,7 @@ def test_pitfall_21_mbu_is_null_in_the_cache_or_without_a_figure(tmp_path, cache
     write_gguf(tmp_path / "m.gguf", 5)
     world = World()
     measured = (
-        Bandwidth(10.0, 12.0, 4 << 30, cache_bytes, 2, 9) if cache_bytes is not None else None
+        BandwidthRecord(10.0, 12.0, 4 << 30, cache_bytes, 2, 9) if cache_bytes is not None else None
     )
     result = run_bench(
         [BenchItem("m", tmp_path / "m.gguf", "dense", "gguf-q8_0")],
@@ -237,9 +238,9 @@ def test_pitfall_21_mbu_is_null_in_the_cache_or_without_a_figure(tmp_path, cache
         clock=lambda: world.now,
         root=tmp_path,
     )
-    run = result["runs"][0]
-    assert run["mbu"] is run["ideal_decode_tps"] is None
-    assert run["bytes_per_token"] > 0
+    run = result.runs[0]
+    assert run.mbu is run.ideal_decode_tps is None
+    assert run.bytes_per_token > 0
 
 
 def test_the_time_budget_ends_the_rounds_but_not_below_six(tmp_path):
@@ -247,11 +248,11 @@ def test_the_time_budget_ends_the_rounds_but_not_below_six(tmp_path):
     settings = BenchSettings(prompt=8, generate=8, rounds=50, threads=1, time_budget_s=4.5)
     world = World()
     result = bench(world, [DENSE, HEALED], settings, tmp_path)
-    assert 6 < result["settings"]["rounds"] < 14
+    assert 6 < result.settings.rounds < 14
     assert world.now <= 4.5
-    assert any("time budget ended the bench" in text for text in result["warnings"])
+    assert any("time budget ended the bench" in text for text in result.warnings)
     tight = BenchSettings(prompt=8, generate=8, rounds=50, threads=1, time_budget_s=1.5)
-    assert bench(World(), [DENSE, HEALED], tight, tmp_path)["settings"]["rounds"] == 6
+    assert bench(World(), [DENSE, HEALED], tight, tmp_path).settings.rounds == 6
 
 
 def test_pitfall_27_a_slow_machine_gets_a_shorter_test_within_the_budget(tmp_path):
@@ -262,20 +263,20 @@ def test_pitfall_27_a_slow_machine_gets_a_shorter_test_within_the_budget(tmp_pat
     world = World()
     result = bench(world, slow, BenchSettings(rounds=8, threads=2, time_budget_s=180.0), tmp_path)
     assert world.now < 1.2 * 180.0  # the looks of this slow machine take 20 s
-    assert result["settings"]["rounds"] >= 6
-    assert result["settings"]["warmup_rounds"] == 1
-    test = result["runs"][0]["test"]
-    assert 32 <= test["prompt"] < 512
-    assert 16 <= test["generate"] < 128
-    assert result["speedup"][0]["test"] == test
-    assert result["speedup"][0]["decode"]["median"] == pytest.approx(1.2)
-    assert len(result["runs"][0]["decode_tps"]) == result["settings"]["rounds"]
-    told = [text for text in result["warnings"] if "shortened from 512" in text]
+    assert result.settings.rounds >= 6
+    assert result.settings.warmup_rounds == 1
+    test = result.runs[0].test
+    assert 32 <= test.prompt < 512
+    assert 16 <= test.generate < 128
+    assert result.speedup[0].test == test
+    assert result.speedup[0].decode.median == pytest.approx(1.2)
+    assert len(result.runs[0].decode_tps) == result.settings.rounds
+    told = [text for text in result.warnings if "shortened from 512" in text]
     assert len(told) == 1
-    assert f"to {test['prompt']} tokens and the answer from 128 to {test['generate']}" in told[0]
+    assert f"to {test.prompt} tokens and the answer from 128 to {test.generate}" in told[0]
     whole = World()
     fast = BenchSettings(rounds=6, threads=2, time_budget_s=180.0)
-    assert bench(whole, [DENSE], fast, tmp_path)["runs"][0]["test"]["prompt"] == 512
+    assert bench(whole, [DENSE], fast, tmp_path).runs[0].test.prompt == 512
 
 
 def test_pitfall_27_a_machine_that_slows_down_later_is_stopped(tmp_path):
@@ -291,9 +292,9 @@ def test_pitfall_27_a_machine_that_slows_down_later_is_stopped(tmp_path):
     settings = BenchSettings(rounds=8, threads=2, time_budget_s=90.0)
     result = bench(world, [DENSE, HEALED], settings, tmp_path)
     assert world.now < 10 * 90.0  # one round of it takes 450 s
-    assert result["settings"]["rounds"] < 6
-    assert any("time budget ended the bench after" in text for text in result["warnings"])
-    assert result["speedup"][0]["confidence"] < 0.95
+    assert result.settings.rounds < 6
+    assert any("time budget ended the bench after" in text for text in result.warnings)
+    assert result.speedup[0].confidence < 0.95
 
 
 def test_pitfall_27_a_busy_machine_gets_more_rounds_whose_extremes_do_not_count(tmp_path):
@@ -309,11 +310,11 @@ def test_pitfall_27_a_busy_machine_gets_more_rounds_whose_extremes_do_not_count(
     sleep(0.0)
     settings = BenchSettings(prompt=8, generate=8, rounds=6, threads=1, time_budget_s=90.0)
     result = bench(World(), [DENSE, HEALED], settings, tmp_path, sleep=sleep)
-    assert result["settings"]["waited_for_calm_s"] == 9.0  # a tenth of the budget
-    assert result["settings"]["rounds"] == 12
-    assert 0.95 <= result["speedup"][0]["confidence"] < 0.97  # the third lowest and highest
+    assert result.settings.waited_for_calm_s == 9.0  # a tenth of the budget
+    assert result.settings.rounds == 12
+    assert 0.95 <= result.speedup[0].confidence < 0.97  # the third lowest and highest
     tight = BenchSettings(prompt=8, generate=8, rounds=6, threads=1, time_budget_s=3.0)
-    assert bench(World(), [DENSE, HEALED], tight, tmp_path, sleep=sleep)["settings"]["rounds"] < 12
+    assert bench(World(), [DENSE, HEALED], tight, tmp_path, sleep=sleep).settings.rounds < 12
 
 
 def test_pitfall_27_how_the_threads_wait_and_the_load_are_recorded(tmp_path, monkeypatch):
@@ -340,17 +341,17 @@ def test_pitfall_27_how_the_threads_wait_and_the_load_are_recorded(tmp_path, mon
         sleep=sleep,
         progress=lambda d, t, n="": said.append(n),
     )
-    found = result["settings"]
-    assert found["waiting"] == waiting.SHORT_SPIN
-    assert found["busy_share_before"] == result["device"]["busy_share_before"] == 0.5
-    assert found["busy_share_after_wait"] == 0.0
-    assert 2.0 < found["waited_for_calm_s"] < 6.0
+    found = result.settings
+    assert found.waiting == waiting.SHORT_SPIN
+    assert found.busy_share_before == result.device["busy_share_before"] == 0.5
+    assert found.busy_share_after_wait == 0.0
+    assert 2.0 < found.waited_for_calm_s < 6.0
     assert any("waiting for other programs" in text for text in said)
-    assert any("and calm after a wait" in text for text in result["warnings"])
+    assert any("and calm after a wait" in text for text in result.warnings)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     result = bench(World(), [DENSE], settings, tmp_path, sleep=sleep)
-    assert result["settings"]["waiting"] == {"OMP_WAIT_POLICY": "PASSIVE"}
-    assert any("OMP_WAIT_POLICY=PASSIVE" in text for text in result["warnings"])
+    assert result.settings.waiting == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert any("OMP_WAIT_POLICY=PASSIVE" in text for text in result.warnings)
 
 
 def test_the_context_holds_the_longer_part_after_the_depth(tmp_path):

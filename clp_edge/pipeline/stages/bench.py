@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
 from clp_edge.config import BenchConfig, CompressConfig
@@ -12,6 +11,7 @@ from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import Context, Stage
 from clp_edge.pipeline.stages import export
 from clp_edge.progress import Progress
+from clp_edge.records import BenchRecord
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ def inputs(config: CompressConfig, plan: Plan) -> Inputs:
 
 @dataclass(frozen=True)
 class BenchStageRecord:
-    """The "bench" object of report.json; None where it was left out."""
+    """Speed of every file; None where it was left out."""
 
-    bench: dict[str, Any] | None
+    bench: BenchRecord | None
 
 
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> BenchStageRecord:
