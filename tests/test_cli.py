@@ -174,3 +174,34 @@ def test_help_teaches() -> None:
     assert result.exit_code == 0
     for flag in ("--target", "--prune", "--calibration", "--dry-run", "--preset", "--heal"):
         assert flag in result.stdout
+
+
+@pytest.mark.parametrize("preset", ["quick", "balanced", "best"])
+def test_every_field_of_a_preset_reaches_the_run(preset: str, monkeypatch) -> None:
+    """`quick` once had the bench budget of `balanced`."""
+    import dataclasses
+
+    import clp_edge.pipeline
+    from clp_edge.config import PRESETS
+
+    asked = []
+
+    def keep(config):
+        asked.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clp_edge.pipeline, "preflight", keep)
+    CliRunner().invoke(app, ["compress", "--preset", preset])
+    CliRunner().invoke(app, ["compress", "--preset", preset, "--calibration", "text.txt"])
+    config, given = asked
+    reached = {
+        "own_sequences": config.calibration.sequences,
+        "given_sequences": given.calibration.sequences,
+        "search_tokens": config.search.tokens,
+        "tuning_steps": config.heal.steps,
+        "tuning_rate": config.heal.rate,
+        "evaluation_sequences": config.evaluation.sequences,
+        "bench_rounds": config.bench.rounds,
+        "bench_budget_s": config.bench.budget_s,
+    }
+    assert reached == dataclasses.asdict(PRESETS[preset])

@@ -52,7 +52,8 @@ def substituted(command: str, model: Path, folder: Path) -> list[str]:
     for word in words:
         if waiting:
             if waiting in TEXT_FLAGS:
-                word = str(write_words(folder / f"{waiting[2:]}.txt", seed=TEXT_FLAGS[waiting]))
+                text = folder / f"{waiting[2:]}.txt"  # long enough for the largest preset
+                word = str(write_words(text, seed=TEXT_FLAGS[waiting], paragraphs=1_600))
             elif waiting == "--out":
                 word = str(folder / "out")
             waiting = ""

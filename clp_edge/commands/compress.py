@@ -1,0 +1,230 @@
+"""The whole way: search, cut, heal, export, prove, measure, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clp_edge import config as configuration
+from clp_edge.commands import options
+from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.errors import UsageError
+from clp_edge.progress import Interruptible
+
+if TYPE_CHECKING:
+    from clp_edge.pipeline import Plan
+    from clp_edge.ui import Ui
+
+
+def run(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A Hugging Face folder, a hub id in the local cache, or a .gguf file. "
+            "Left out: the demo model (SmolLM2-135M-Instruct)."
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="What to write, such as gguf-q4, gguf-q8_0 or a llama.cpp type name; repeatable. "
+            "[default: gguf-q4]",
+        ),
+    ] = None,
+    prune: Annotated[
+        float | None,
+        typer.Option(help="Share of blocks to drop, between 0 and 1. [default: 0.2]"),
+    ] = None,
+    drop_blocks: Annotated[int | None, typer.Option(help="Number of blocks to drop.")] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(help="The very blocks to drop, FIRST-LAST, both inclusive, from 0."),
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="Drop as few blocks as this file size allows. Not yet.")
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Drop as few blocks as this speed-up needs. Not yet.")
+    ] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            help="auto (the cheaper one), gate (the concave gate) or exact (every window's KL)."
+        ),
+    ] = "auto",
+    heal: Annotated[
+        str,
+        typer.Option(
+            help="none, refit (closed form, seconds) or endpoints (the refit, then tuning of the "
+            "two blocks beside the cut)."
+        ),
+    ] = "endpoints",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to search and heal with: a .txt or .jsonl file, a folder, or hf:NAME. "
+            "Your own text is better than the default, text that the model writes itself."
+        ),
+    ] = None,
+    eval_text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to measure on. Left out: a held-back part of the calibration text."
+        ),
+    ] = None,
+    eval_tokens: Annotated[
+        str | None, typer.Option(help="How many tokens of it: a number, or all.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output folder. [default: ./NAME-clp20]")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier run of ours in --out.")
+    ] = False,
+    preset: Annotated[
+        options.PresetName, typer.Option(help="How much work: quick, balanced or best.")
+    ] = options.PresetName.balanced,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. [default: the physical cores]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where torch computes: auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="What torch computes in: auto (float32), float32, float16, bfloat16."),
+    ] = "auto",
+    no_bench: Annotated[
+        bool,
+        typer.Option(
+            "--no-bench", help="Do not measure speed (and write no dense file to compare with)."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Keep the stages of an earlier run that still hold."
+        ),
+    ] = True,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print report.json on stdout and nothing else.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Prune, heal, quantize, export, prove and measure a model: the whole way.
+
+    Search, healing and export are resumable: the same command goes on where it stopped.
+    """
+    with opened(json=json_output, quiet=quiet, debug=debug) as ui:
+        for flag, value in (("--max-bytes", max_bytes), ("--min-speedup", min_speedup)):
+            if value is not None:
+                raise UsageError(
+                    f"{flag} is not yet built", "say how much to drop with --prune or --drop-blocks"
+                )
+        work = configuration.PRESETS[preset.value]
+        asked = configuration.CompressConfig(
+            model=model,
+            targets=tuple(target) if target else ("gguf-q4",),
+            cut=configuration.CutConfig(prune, drop_blocks, blocks),
+            calibration=configuration.CalibrationConfig(
+                calibration, work.given_sequences if calibration else work.own_sequences
+            ),
+            search=configuration.SearchConfig(search, work.search_tokens),
+            heal=configuration.HealConfig(heal, work.tuning_steps, work.tuning_rate),
+            evaluation=configuration.EvaluationConfig.with_tokens(
+                eval_text, eval_tokens, work.evaluation_sequences
+            ),
+            bench=configuration.BenchConfig(
+                not no_bench, work.bench_rounds, budget_s=work.bench_budget_s
+            ),
+            out=out,
+            force=force,
+            resume=resume,
+            seed=seed,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            command=command_line(),
+        )
+        ui.note("looking at the model and the machine")
+        import_torch()
+        from clp_edge import pipeline
+
+        plan = pipeline.preflight(asked)
+        if dry_run:
+            from clp_edge.pipeline.rehearsal import rehearse
+
+            made_before = rehearse(asked, plan)
+            _print_plan(ui, asked, plan)
+            if made_before:
+                ui.note(f"{plan.out} holds this very run already: it would compute nothing")
+            return
+        with Interruptible(ui) as observer:
+            outcome = pipeline.compress(asked, observer=observer, plan=plan)
+        if outcome.reused:
+            ui.note(f"{outcome.out} holds this very run already: nothing was computed")
+        ui.report(outcome.report, outcome.out)
+        if json_output:
+            ui.print_json(outcome.report)
+
+
+def _print_plan(ui: Ui, asked: configuration.CompressConfig, plan: Plan) -> None:
+    """What a run would do, and nothing is done."""
+    mib, mb = 2**20, 1e6
+    segment = asked.cut.segment
+    what = f"blocks {segment}" if segment else "found by the search"
+    text = plan.documents.origin if plan.documents else "written by the model itself"
+    measured = asked.evaluation.text or "a held-back part of the calibration text"
+    facts = [
+        ("model", f"{plan.source.name} ({plan.config.model_type}), {plan.parameters:,} parameters"),
+        ("blocks", f"{plan.blocks}, of which {plan.count} go ({what})"),
+        ("parameters after", f"{plan.kept_parameters:,}"),
+        ("search", f"{asked.search.method}, {asked.search.tokens} tokens"),
+        ("calibration", f"{text}: {asked.calibration.sequences} x {plan.sequence_length} tokens"),
+        ("heal", f"{asked.heal.rungs}, {asked.heal.steps} steps"),
+        ("evaluate on", f"{measured}, sequences of {plan.evaluation_length} tokens"),
+        ("bench", f"{asked.bench.rounds} rounds" if asked.bench.wanted else "left out"),
+        ("device", f"{plan.device}, {plan.compute}, {plan.threads} threads"),
+        ("peak memory", f"about {plan.memory_bytes / mib:,.0f} MiB"),
+        ("disk", f"about {plan.disk_bytes / mib:,.0f} MiB"),
+        ("output", str(plan.out)),
+    ]
+    costs = [
+        (
+            p.target.name,
+            f"{p.dense.predicted_bytes / mb:.1f} MB",
+            f"{p.pruned.predicted_bytes / mb:.1f} MB",
+            f"{p.pruned.bits_per_weight:.2f}",
+            str(p.pruned.fallback_tensors),
+        )
+        for p in plan.targets
+    ]
+    if ui.json:
+        ui.print_json(
+            {
+                "plan": dict(facts),
+                "targets": [
+                    dict(zip(("target", "dense", "pruned", "bits", "fallback"), c, strict=True))
+                    for c in costs
+                ],
+                "warnings": list(plan.warnings),
+            }
+        )
+        return
+    ui.table("plan (nothing was written)", ("step", "what"), facts)
+    ui.table(
+        "files, predicted",
+        ("target", "dense", "pruned", "bits/weight", "tensors that fall back"),
+        costs,
+    )
+    for warning in plan.warnings:
+        ui.warn(warning)
