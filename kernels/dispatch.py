@@ -84,8 +84,7 @@ def _obstacle(kind: str, index: int, interpreted: bool) -> ClpEdgeError | None:
         return UsageError(
             "Triton kernels need a CUDA device", f"unset {VARIABLE}, or set it to torch"
         )
-    place = torch.device(kind, None if index < 0 else index)
-    capability = torch.cuda.get_device_capability(place)
+    capability = torch.cuda.get_device_capability(None if index < 0 else index)
     if torch.version.hip is None and capability < OLDEST_CARD:
         return UsageError(
             f"{_card(index)} is older than Triton supports (sm_{capability[0]}{capability[1]})",

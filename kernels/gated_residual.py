@@ -98,15 +98,15 @@ def _forward(
     y_ptr,
     y_stride,
     rstd_ptr,
-    hidden,
     eps,
+    HIDDEN: tl.constexpr,
     HAS_BRANCH: tl.constexpr,
     GEMMA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
-    inside = at < hidden
+    inside = at < HIDDEN
     x = tl.load(r_ptr + row * r_stride + at, mask=inside, other=0.0)
     dtype = x.dtype
     if HAS_BRANCH:
@@ -116,7 +116,7 @@ def _forward(
         tl.store(x_ptr + row * x_stride + at, x, mask=inside)
     # What the next block reads is the rounded stream, so that is what the norm must see.
     n = x.to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(n * n, axis=0) / hidden + eps)
+    rstd = tl.rsqrt(tl.sum(n * n, axis=0) / HIDDEN + eps)
     tl.store(rstd_ptr + row, rstd)
     w = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
     y = n * rstd * (1.0 + w) if GEMMA else (n * rstd).to(dtype).to(tl.float32) * w
@@ -135,8 +135,8 @@ def _forward_long(
     y_ptr,
     y_stride,
     rstd_ptr,
-    hidden,
     eps,
+    HIDDEN: tl.constexpr,
     HAS_BRANCH: tl.constexpr,
     GEMMA: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -144,9 +144,9 @@ def _forward_long(
     row = tl.program_id(0).to(tl.int64)
     gate = tl.load(gate_ptr)
     squares = tl.zeros((BLOCK,), dtype=tl.float32)
-    for start in range(0, hidden, BLOCK):
+    for start in range(0, HIDDEN, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        inside = at < hidden
+        inside = at < HIDDEN
         x = tl.load(r_ptr + row * r_stride + at, mask=inside, other=0.0)
         if HAS_BRANCH:
             b = tl.load(b_ptr + row * b_stride + at, mask=inside, other=0.0).to(tl.float32)
@@ -154,12 +154,12 @@ def _forward_long(
             tl.store(x_ptr + row * x_stride + at, x, mask=inside)
         n = x.to(tl.float32)
         squares += n * n
-    rstd = tl.rsqrt(tl.sum(squares, axis=0) / hidden + eps)
+    rstd = tl.rsqrt(tl.sum(squares, axis=0) / HIDDEN + eps)
     tl.store(rstd_ptr + row, rstd)
     # The second walk forms the sum anew: other threads' stores of x may not be visible here.
-    for start in range(0, hidden, BLOCK):
+    for start in range(0, HIDDEN, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        inside = at < hidden
+        inside = at < HIDDEN
         x = tl.load(r_ptr + row * r_stride + at, mask=inside, other=0.0)
         dtype = x.dtype
         if HAS_BRANCH:
@@ -188,7 +188,7 @@ def _backward(
     db_ptr,
     db_stride,
     dg_ptr,
-    hidden,
+    HIDDEN: tl.constexpr,
     HAS_DIRECT: tl.constexpr,
     WANT_RESIDUAL: tl.constexpr,
     WANT_BRANCH: tl.constexpr,
@@ -198,7 +198,7 @@ def _backward(
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
-    inside = at < hidden
+    inside = at < HIDDEN
     rstd = tl.load(rstd_ptr + row)
     v = tl.load(dy_ptr + row * dy_stride + at, mask=inside, other=0.0).to(tl.float32)
     n = tl.load(x_ptr + row * x_stride + at, mask=inside, other=0.0).to(tl.float32) * rstd
@@ -210,7 +210,7 @@ def _backward(
     if GEMMA:
         w += 1.0
     v *= w
-    pull = rstd * (v - n * (tl.sum(v * n, axis=0) / hidden))
+    pull = rstd * (v - n * (tl.sum(v * n, axis=0) / HIDDEN))
     if HAS_DIRECT:
         pull += direct
     if WANT_RESIDUAL:
@@ -240,7 +240,7 @@ def _backward_long(
     db_ptr,
     db_stride,
     dg_ptr,
-    hidden,
+    HIDDEN: tl.constexpr,
     HAS_DIRECT: tl.constexpr,
     WANT_RESIDUAL: tl.constexpr,
     WANT_BRANCH: tl.constexpr,
@@ -251,20 +251,20 @@ def _backward_long(
     row = tl.program_id(0).to(tl.int64)
     rstd = tl.load(rstd_ptr + row)
     projected = tl.zeros((BLOCK,), dtype=tl.float32)
-    for start in range(0, hidden, BLOCK):
+    for start in range(0, HIDDEN, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        inside = at < hidden
+        inside = at < HIDDEN
         v = tl.load(dy_ptr + row * dy_stride + at, mask=inside, other=0.0).to(tl.float32)
         n = tl.load(x_ptr + row * x_stride + at, mask=inside, other=0.0).to(tl.float32) * rstd
         w = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if GEMMA:
             w += 1.0
         projected += v * w * n
-    mean = tl.sum(projected, axis=0) / hidden
+    mean = tl.sum(projected, axis=0) / HIDDEN
     raised = tl.zeros((BLOCK,), dtype=tl.float32)
-    for start in range(0, hidden, BLOCK):
+    for start in range(0, HIDDEN, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        inside = at < hidden
+        inside = at < HIDDEN
         v = tl.load(dy_ptr + row * dy_stride + at, mask=inside, other=0.0).to(tl.float32)
         n = tl.load(x_ptr + row * x_stride + at, mask=inside, other=0.0).to(tl.float32) * rstd
         w = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -302,8 +302,10 @@ def _backward_gain(
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < hidden
     total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for row in range(group * ROWS, tl.minimum(group * ROWS + ROWS, rows)):
-        rstd = tl.load(rstd_ptr + row)
+    for k in range(ROWS):
+        # Rows past the end are the last row again, with weight 0.
+        row = tl.minimum(group * ROWS + k, rows - 1)
+        rstd = tl.where(group * ROWS + k < rows, tl.load(rstd_ptr + row), 0.0)
         n = tl.load(x_ptr + row * x_stride + at, mask=inside, other=0.0).to(tl.float32) * rstd
         total += n * tl.load(dy_ptr + row * dy_stride + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(dw_ptr + group * hidden + at, total, mask=inside)
@@ -342,8 +344,8 @@ class _GatedResidual(torch.autograd.Function):
                     y,
                     y.stride(0),
                     rstd,
-                    hidden,
                     eps,
+                    HIDDEN=hidden,
                     HAS_BRANCH=b is not None,
                     GEMMA=casting == "gemma",
                     BLOCK=block,
@@ -396,7 +398,7 @@ class _GatedResidual(torch.autograd.Function):
                     db,
                     db.stride(0),
                     dg,
-                    hidden,
+                    HIDDEN=hidden,
                     HAS_DIRECT=dx is not None,
                     WANT_RESIDUAL=want_r,
                     WANT_BRANCH=want_b,

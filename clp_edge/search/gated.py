@@ -77,9 +77,9 @@ def path_of(body: Anatomy) -> Path:
     return Path(True, "pre-norm blocks")
 
 
-def _eps(norm: nn.Module) -> float:
+def _eps(norm: Any) -> float:
     """transformers calls it variance_epsilon in the families of the table."""
-    return float(getattr(norm, "variance_epsilon", None) or norm.eps)
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
 
 
 def _product(activation: str) -> Callable[[Tensor, Tensor], Tensor] | None:
