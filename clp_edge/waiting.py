@@ -2,8 +2,8 @@
 
 By default the threads of libgomp and of Intel's and LLVM's OpenMP stay awake at every barrier for a
 long time, and a barrier waits for a thread that has no core: beside one busy program llama.cpp's
-decode falls from 145 to 180 tokens/s to 2 to 6. Threads that sleep at once are three times slower
-on a quiet machine. A short spin is good at both (the tables are in docs/LOG.md).
+decode fell from 145 to 180 tokens/s to 2 to 6 on one machine. Threads that sleep at once are three
+times slower when it is quiet. A short spin is good at both (the tables are in docs/LOG.md).
 
 Each runtime reads its variable once, when it is loaded: it has to stand in the environment before
 torch is imported, and before a child process starts. Only the standard library is imported here.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 
-SHORT_SPIN = {"GOMP_SPINCOUNT": "300", "KMP_BLOCKTIME": "1"}
+SHORT_SPIN = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 """libgomp counts turns of a loop, Intel's and LLVM's OpenMP count milliseconds"""
 WAITING = (*SHORT_SPIN, "OMP_WAIT_POLICY", "KMP_LIBRARY", "MKL_BLOCKTIME")
 """every variable by which a user may have said how threads wait"""
