@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from clp_edge import waiting
+from clp_edge.commands.frame import import_torch
 from clp_edge.runtimes import run_in_child
 
 
@@ -64,8 +65,8 @@ def test_pitfall_27_every_child_spins_briefly(monkeypatch, set_by_user, expected
 
 def test_pitfall_27_the_command_line_sets_it_before_torch_is_loaded() -> None:
     code = (
-        "import os, sys; import clp_edge.cli as c; assert 'torch' not in sys.modules;"
-        "c._import_torch(); assert 'torch' in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
+        "import os, sys; import clp_edge.commands.frame as c; assert 'torch' not in sys.modules;"
+        "c.import_torch(); assert 'torch' in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
     )
     bare = {name: value for name, value in os.environ.items() if name not in waiting.WAITING}
     done = subprocess.run(
@@ -75,9 +76,7 @@ def test_pitfall_27_the_command_line_sets_it_before_torch_is_loaded() -> None:
 
 
 def test_a_torch_that_is_loaded_already_keeps_its_waiting(monkeypatch) -> None:
-    import clp_edge.cli as command_line
-
     clear(monkeypatch)
     assert "torch" in sys.modules
-    command_line._import_torch()
+    import_torch()
     assert waiting.in_force(os.environ) == {}
