@@ -225,6 +225,23 @@ class HealRecord:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """Where a cut model comes from; a file in its Hugging Face folder."""
+
+    version: str
+    """of clp-edge"""
+    source: str
+    """the dense model, as it was named on the command line"""
+    source_name: str
+    name: str
+    """of the cut model"""
+    blocks_before: int
+    segments: tuple[Span, ...]
+    search_method: str
+    heal_method: str
+
+
+@dataclass(frozen=True)
 class CutRecord:
     """The healed Hugging Face folder: its files, relative to the output folder."""
 
@@ -270,6 +287,20 @@ class QualityRecord:
     tasks: dict[str, Any]
     """task name -> its record"""
     tokens: int | None = None
+    top1_agreement_se: float | None = None
+    kl_median: float | None = None
+    """this and the next three are percentiles over positions"""
+    kl_90: float | None = None
+    kl_99: float | None = None
+    kl_max: float | None = None
+    ppl_ratio: float | None = None
+    """perplexity over the dense torch model's; paired over sequences, so far tighter than either"""
+    ppl_ratio_low: float | None = None
+    """ends of its 95 % interval; None from fewer than 5 sequences"""
+    ppl_ratio_high: float | None = None
+    sequence_nll: tuple[float, ...] = ()
+    """mean of each sequence: what pairs any two rows (clp_edge.evaluate.perplexity_ratio)"""
+    sequence_kl: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -440,6 +471,53 @@ class BenchRecord:
     runs: tuple[RunRecord, ...]
     speedup: tuple[SpeedupRecord, ...]
     warnings: tuple[str, ...] = ()
+
+
+# --- what the verbs leave -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SearchDocument:
+    """search.json: which blocks of which model go; `prune --from` reads it."""
+
+    command: str
+    version: str
+    source: str
+    """the model, as it was named on the command line"""
+    source_name: str
+    fingerprint: str
+    """of the model's files"""
+    blocks: int
+    search: SearchRecord
+    seconds: dict[str, float]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class CutDocument:
+    """prune.json and heal.json: the cut folder and how it came to be."""
+
+    command: str
+    version: str
+    folder: str
+    """relative to the output folder"""
+    provenance: Provenance
+    search: SearchRecord
+    heal: HealRecord | None
+    seconds: dict[str, float]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class ExportDocument:
+    """export.json: what was written and proved."""
+
+    command: str
+    version: str
+    source: str
+    artifacts: tuple[ArtifactRecord, ...]
+    seconds: dict[str, float]
+    schema: int = SCHEMA
 
 
 # --- the report ---------------------------------------------------------------------------------

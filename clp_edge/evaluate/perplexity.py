@@ -2,7 +2,10 @@
 
 The protocol (METHODS.md, section 2): the same equal sequences for every candidate; mean negative
 log-likelihood over the predicted tokens, so all positions but each sequence's last; KL(dense ||
-candidate) over every position; standard errors over sequences. The dense model is kept as its
+candidate) over every position; standard errors over sequences. KL's percentiles are over positions,
+in llama-perplexity's words (median, 90 %, 99 %, maximum). The mean NLL and KL of each sequence are
+kept, so that any two candidates can be paired (`intervals.perplexity_ratio`). The dense model is
+kept as its
 final hidden states (tokens x hidden), never as logits (tokens x vocabulary): its logits are made
 again from the head, `CHUNK` positions at a time, beside the candidate's.
 
@@ -18,15 +21,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError, VerificationError
+from clp_edge.evaluate.intervals import Estimate, perplexity_ratio
 from clp_edge.metrics import (
     mean_and_standard_error,
     perplexity,
@@ -67,7 +71,8 @@ class LogitSession(Protocol):
 class Quality:
     """How good a candidate is, beside the dense model; KL in nats, agreement from 0 to 1.
 
-    Standard errors are over sequences, and NaN where there is only one.
+    Standard errors are over sequences, and NaN where there is only one; percentiles of KL are over
+    positions.
     """
 
     perplexity: float
@@ -77,7 +82,19 @@ class Quality:
     top1_agreement: float
     tokens: int
     """Positions compared: sequences x length."""
-    tasks: dict[str, Any] = field(default_factory=dict)
+    top1_agreement_se: float
+    kl_median: float
+    kl_90: float
+    kl_99: float
+    kl_max: float
+    sequence_nll: tuple[float, ...]
+    """mean over the predicted tokens of each sequence"""
+    sequence_kl: tuple[float, ...]
+    """mean over the positions of each sequence"""
+
+    def ratio_to(self, other: Quality) -> Estimate:
+        """This perplexity over the other's, with its paired interval; of the same sequences."""
+        return perplexity_ratio(other.sequence_nll, self.sequence_nll)
 
 
 class DenseReference:
@@ -176,11 +193,12 @@ def check_sequences(ids: Tensor) -> None:
 class _Tally:
     """Sums over the positions of one sequence, then over sequences."""
 
-    def __init__(self, reference: DenseReference) -> None:
-        self.reference = reference
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids.cpu()
         self.nll: list[float] = []
         self.kl: list[float] = []
         self.top1: list[float] = []
+        self._position_kl: list[np.ndarray] = []
 
     def begin(self) -> None:
         self._sums = [0.0, 0.0, 0.0]
@@ -202,15 +220,16 @@ class _Tally:
                 "the weights overflow at this precision; try another --dtype or --target",
             )
         start, stop = self._position, self._position + len(candidate)
-        targets = self.reference.ids[len(self.nll), start + 1 : stop + 1].to(dense.device)
+        targets = self.ids[len(self.nll), start + 1 : stop + 1].to(dense.device)
         predicted = candidate[: len(targets)]
         self._sums[0] += token_nll(predicted, targets).double().sum().item()
         self._sums[1] += kl.double().sum().item()
+        self._position_kl.append(kl.float().cpu().numpy())
         self._sums[2] += top1_agreement(dense, candidate).double().sum().item()
         self._position = stop
 
     def end(self) -> None:
-        length = self.reference.ids.shape[1]
+        length = self.ids.shape[1]
         if self._position != length:
             raise VerificationError(
                 f"logits of {self._position} positions came back for {length} tokens",
@@ -223,13 +242,22 @@ class _Tally:
     def quality(self) -> Quality:
         value, value_se = perplexity(self.nll)
         kl, kl_se = mean_and_standard_error(self.kl)
+        top1, top1_se = mean_and_standard_error(self.top1)
+        median, high, higher = np.percentile(np.concatenate(self._position_kl), (50, 90, 99))
         return Quality(
             perplexity=value,
             perplexity_se=value_se,
             kl=kl,
             kl_se=kl_se,
-            top1_agreement=float(np.mean(self.top1)),
-            tokens=self.reference.tokens,
+            top1_agreement=top1,
+            tokens=self.ids.numel(),
+            top1_agreement_se=top1_se,
+            kl_median=float(median),
+            kl_90=float(high),
+            kl_99=float(higher),
+            kl_max=float(max(part.max() for part in self._position_kl)),
+            sequence_nll=tuple(self.nll),
+            sequence_kl=tuple(self.kl),
         )
 
 
@@ -259,7 +287,21 @@ def measure_dense(
         nll.append(total / (length - 1))
         progress(index + 1, sequences, f"dense perplexity, sequence {index + 1} of {sequences}")
     value, value_se = perplexity(nll)
-    return Quality(value, value_se, kl=0.0, kl_se=0.0, top1_agreement=1.0, tokens=reference.tokens)
+    return Quality(
+        perplexity=value,
+        perplexity_se=value_se,
+        kl=0.0,
+        kl_se=0.0,
+        top1_agreement=1.0,
+        tokens=reference.tokens,
+        top1_agreement_se=0.0,
+        kl_median=0.0,
+        kl_90=0.0,
+        kl_99=0.0,
+        kl_max=0.0,
+        sequence_nll=tuple(nll),
+        sequence_kl=(0.0,) * sequences,
+    )
 
 
 @torch.no_grad()
@@ -277,7 +319,7 @@ def measure_model(
     """
     _same_sequences(ids, reference)
     sequences, length = ids.shape
-    tally = _Tally(reference)
+    tally = _Tally(ids)
     for index in range(sequences):
         states = model.final_hidden(ids[index : index + 1])[0]
         tally.begin()
@@ -304,7 +346,7 @@ def measure_artifact(
     """
     _same_sequences(ids, reference)
     sequences = ids.shape[0]
-    tally = _Tally(reference)
+    tally = _Tally(ids)
     for index in range(sequences):
         tally.begin()
         position = 0
@@ -317,3 +359,54 @@ def measure_artifact(
         tally.end()
         progress(index + 1, sequences, f"sequence {index + 1} of {sequences}")
     return tally.quality()
+
+
+@torch.no_grad()
+def measure_pair(
+    before: LogitSession,
+    after: LogitSession,
+    ids: Tensor,
+    progress: Progress = silent,
+    *,
+    chunk: int = CHUNK,
+) -> tuple[Quality, Quality]:
+    """Two written artifacts beside each other, such as the dense model's file and the healed one's.
+
+    Returns the quality of both with `before` in the dense model's place, so that the KL of `after`
+    is KL(before || after). Logits are held for `chunk` positions and a runtime's part at a time.
+    Raises as `measure_artifact` does.
+    """
+    check_sequences(ids)
+    first, second = _Tally(ids), _Tally(ids)
+    for index in range(ids.shape[0]):
+        row = ids[index].tolist()
+        first.begin()
+        second.begin()
+        for old, new in _aligned(before.iter_logits(row), after.iter_logits(row), chunk):
+            dense, candidate = torch.from_numpy(old), torch.from_numpy(new)
+            first.add(dense, dense)
+            second.add(candidate, dense)
+        first.end()
+        second.end()
+        progress(index + 1, ids.shape[0], f"sequence {index + 1} of {ids.shape[0]}")
+    return first.quality(), second.quality()
+
+
+def _aligned(
+    first: Iterator[np.ndarray], second: Iterator[np.ndarray], chunk: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both streams in parts of the same positions, whatever parts they come in; what one has more
+    than the other is left out, and the tally then misses it."""
+    held: list[np.ndarray | None] = [None, None]
+    while True:
+        for side, stream in enumerate((first, second)):
+            now = held[side]
+            if now is None or not len(now):
+                held[side] = next(stream, None)
+        old, new = held
+        if old is None or new is None:
+            return
+        count = min(len(old), len(new), chunk)
+        parts = [np.ascontiguousarray(one[:count], dtype=np.float32) for one in (old, new)]
+        yield parts[0], parts[1]
+        held = [old[count:], new[count:]]

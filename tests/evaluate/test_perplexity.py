@@ -13,7 +13,13 @@ import scipy.special
 import torch
 
 from clp_edge.errors import ClpEdgeError, VerificationError
-from clp_edge.evaluate import DenseReference, measure_artifact, measure_dense, measure_model
+from clp_edge.evaluate import (
+    DenseReference,
+    measure_artifact,
+    measure_dense,
+    measure_model,
+    measure_pair,
+)
 from clp_edge.models.anatomy import dissect
 from tests.tiny import random_ids, tiny_model
 
@@ -60,6 +66,11 @@ def straightforward(dense: Any, candidate: Any, ids: torch.Tensor) -> dict[str, 
         "kl": kl.mean(),
         "kl_se": per_sequence_kl.std(ddof=1) / root,
         "top1_agreement": (p.argmax(-1) == q.argmax(-1)).mean(),
+        "top1_agreement_se": (p.argmax(-1) == q.argmax(-1)).mean(1).std(ddof=1) / root,
+        "kl_median": np.median(kl),
+        "kl_90": np.quantile(kl, 0.9),
+        "kl_99": np.quantile(kl, 0.99),
+        "kl_max": kl.max(),
     }
 
 
@@ -82,6 +93,10 @@ def test_a_model_against_float64(dense, candidate, ids, reference) -> None:
     for name, expected in straightforward(dense, candidate, ids).items():
         assert getattr(quality, name) == pytest.approx(expected, rel=2e-4), name
     assert quality.tokens == SEQUENCES * LENGTH
+    assert quality.sequence_kl == pytest.approx(
+        [straightforward(dense, candidate, row[None].repeat(2, 1))["kl"] for row in ids], rel=1e-3
+    )
+    assert math.exp(np.mean(quality.sequence_nll)) == pytest.approx(quality.perplexity)
     assert quality.kl > 0.001
     assert 0.0 < quality.top1_agreement < 1.0
 
@@ -229,3 +244,36 @@ def test_progress_ends_at_the_whole(candidate, ids, reference) -> None:
     seen: list[tuple[float, float]] = []
     measure_model(dissect(candidate), ids, reference, lambda d, t, note="": seen.append((d, t)))
     assert seen == [(i, SEQUENCES) for i in range(1, SEQUENCES + 1)]
+
+
+def test_the_ratio_to_the_dense_model_is_paired(candidate, ids, reference) -> None:
+    quality, dense = measure_model(dissect(candidate), ids, reference), measure_dense(reference)
+    ratio = quality.ratio_to(dense)
+    assert ratio.value == pytest.approx(quality.perplexity / dense.perplexity)
+    assert ratio.n == SEQUENCES
+    assert ratio.low < ratio.value < ratio.high
+    alone = 1.96 * quality.perplexity_se / quality.perplexity
+    assert (ratio.high - ratio.low) / 2 < alone
+
+
+@pytest.mark.parametrize(("first", "second"), [(7, 10), (64, 5), (37, 37)])
+def test_two_artifacts_beside_each_other(
+    dense, candidate, ids, reference, first: int, second: int
+) -> None:
+    """Whatever parts each runtime answers in."""
+    old, new = measure_pair(
+        ArraySession(dense, first), ArraySession(candidate, second), ids, chunk=8
+    )
+    expected = measure_model(dissect(candidate), ids, reference)
+    for name in ("perplexity", "perplexity_se", "kl", "kl_se", "kl_99", "top1_agreement"):
+        assert getattr(new, name) == pytest.approx(getattr(expected, name), rel=1e-3), name
+    assert old.perplexity == pytest.approx(measure_dense(reference).perplexity, rel=1e-5)
+    assert (old.kl, old.top1_agreement) == (0.0, 1.0)
+
+
+def test_two_artifacts_that_do_not_belong_together(dense, ids) -> None:
+    whole = ArraySession(dense, 64)
+    with pytest.raises(VerificationError, match="one vocabulary"):
+        measure_pair(whole, ArraySession(dense, 64, columns=300), ids)
+    with pytest.raises(VerificationError, match="36 positions came back for 37 tokens"):
+        measure_pair(whole, ArraySession(dense, 64, drop=1), ids)

@@ -70,19 +70,24 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
 
     body = context.body()
     reference = evaluate.DenseReference.build(body, ids, spill_folder=room)
-    quality = {"dense": _record(evaluate.measure_dense(reference, part("dense")))}
+    dense = evaluate.measure_dense(reference, part("dense"))
+    quality = {"dense": _record(dense, dense)}
     dense_by, healed_by = _speakers(artifacts)
     talks: dict[str, Talk] = {}
     if dense_by == "dense":
         talks["dense"] = _talk(partial(evaluate.sample, body.model, ground.tokenizer))
-    model = dissect(cut.pruned(context))
-    quality["pruned"] = _record(evaluate.measure_model(model, ids, reference, part("pruned")))
+    model = dissect(cut.pruned(context, search.segment(context)))
+    quality["pruned"] = _record(
+        evaluate.measure_model(model, ids, reference, part("pruned")), dense
+    )
     # The dense head is the healed one: the dense model itself may go.
     del model
     reference = reference.with_head(body.logits)
     folder = locate(str((context.out / cut.FOLDER).resolve()))
     healed = dissect(load_model(folder, dtype=ground.compute, device=ground.device))
-    quality["healed"] = _record(evaluate.measure_model(healed, ids, reference, part("healed")))
+    quality["healed"] = _record(
+        evaluate.measure_model(healed, ids, reference, part("healed")), dense
+    )
     if healed_by == "healed":
         talks["healed"] = _talk(partial(evaluate.sample, healed.model, ground.tokenizer))
     reference = reference.with_head(healed.logits)
@@ -96,7 +101,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
             threads=given.threads,
             context=max(given.length, TALK_CONTEXT),
         ) as session:
-            quality[name] = _record(evaluate.measure_artifact(session, ids, reference, step))
+            quality[name] = _record(evaluate.measure_artifact(session, ids, reference, step), dense)
             if name in (dense_by, healed_by):
                 talks[name] = _talk(partial(evaluate.sample_artifact, session, ground.tokenizer))
     for name, talk in talks.items():
@@ -138,13 +143,24 @@ def _talk(answer: evaluate.Generate) -> Talk:
     return Talk(answer(SAMPLE_PROMPT, 48), SanityRecord(checked.passed, checked.total, answers))
 
 
-def _record(quality: evaluate.Quality) -> QualityRecord:
+def _record(quality: evaluate.Quality, dense: evaluate.Quality) -> QualityRecord:
+    ratio = quality.ratio_to(dense)
     return QualityRecord(
         perplexity=measured(quality.perplexity),
         perplexity_se=measured(quality.perplexity_se),
         kl=measured(quality.kl),
         kl_se=measured(quality.kl_se),
         top1_agreement=measured(quality.top1_agreement),
-        tasks=dict(quality.tasks),
+        tasks={},
         tokens=quality.tokens,
+        top1_agreement_se=measured(quality.top1_agreement_se),
+        kl_median=measured(quality.kl_median),
+        kl_90=measured(quality.kl_90),
+        kl_99=measured(quality.kl_99),
+        kl_max=measured(quality.kl_max),
+        ppl_ratio=measured(ratio.value),
+        ppl_ratio_low=measured(ratio.low),
+        ppl_ratio_high=measured(ratio.high),
+        sequence_nll=quality.sequence_nll,
+        sequence_kl=quality.sequence_kl,
     )
