@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clp_edge.errors import UsageError
-from clp_edge.segment import Segment
+from clp_edge.registry import METHODS, RUNGS
+from clp_edge.segment import Segment, check_count
 
 DEFAULT_PRUNE = 0.2
 SEQUENCE_LENGTH = 256
@@ -66,6 +67,8 @@ class CutConfig:
     prune: float | None = None
     drop_blocks: int | None = None
     blocks: str | None = None
+    found_by: str | None = None
+    """how another command found `blocks`, for the record; None: the user named them"""
 
     def __post_init__(self) -> None:
         given = [
@@ -110,11 +113,7 @@ class CutConfig:
         else:
             share = DEFAULT_PRUNE if self.prune is None else self.prune
             count = max(1, round(share * total))
-        if total - count < 2:
-            raise UsageError(
-                f"dropping {count} of {total} blocks leaves {max(0, total - count)}",
-                f"at least 2 blocks must stay: drop {max(0, total - 2)} at most",
-            )
+        check_count(count, total)
         return count
 
 
@@ -132,10 +131,11 @@ class SearchConfig:
     """How the segment is found."""
 
     method: str = "auto"
+    """auto, or a name of METHODS; an alias becomes its name, so that it has the same key"""
     tokens: int = PRESETS["balanced"].search_tokens
 
     def __post_init__(self) -> None:
-        choose("--search", self.method, ("auto", "gate", "exact"))
+        object.__setattr__(self, "method", METHODS.choose(self.method))
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,12 @@ class HealConfig:
     """How the cut is mended."""
 
     rungs: str = "endpoints"
+    """none, or the last one of RUNGS to climb"""
     steps: int = PRESETS["balanced"].tuning_steps
     rate: float = PRESETS["balanced"].tuning_rate
 
     def __post_init__(self) -> None:
-        choose("--heal", self.rungs, ("none", "refit", "endpoints"))
+        object.__setattr__(self, "rungs", RUNGS.choose(self.rungs))
 
 
 @dataclass(frozen=True)

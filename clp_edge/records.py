@@ -53,7 +53,7 @@ def decode(document: bytes | str, kind: type[R]) -> R:
     """
     try:
         return msgspec.json.decode(document, type=kind)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise RecordError(f"no {kind.__name__}: {error}") from error
 
 

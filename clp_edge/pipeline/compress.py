@@ -5,10 +5,8 @@ The whole way: all stages of `stages/`, and the report at the end.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from clp_edge.config import CompressConfig
 from clp_edge.errors import ClpEdgeError, UsageError
@@ -27,15 +25,15 @@ from clp_edge.pipeline.stages import (
     text,
 )
 from clp_edge.progress import Observer, Quiet
-from clp_edge.records import ModelRecord, to_plain
-from clp_edge.report import build_report, validate, write_report
+from clp_edge.records import ModelRecord, Report
+from clp_edge.report import build_report, read_report, write_report
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A finished run: its report, its folder, and whether it had been run before."""
 
-    report: dict[str, Any]
+    report: Report
     out: Path
     reused: bool
 
@@ -53,7 +51,7 @@ def compress(
     plan = plan or preflight(config)
     runner = Runner(STAGES, config, plan, observer or Quiet())
 
-    def write(context: Context, ledger: Ledger) -> tuple[dict[str, Any], list[Path]]:
+    def write(context: Context, ledger: Ledger) -> tuple[Report, list[Path]]:
         report = _report(config, plan, context, ledger)
         return report, write_report(report, plan.out)
 
@@ -61,7 +59,7 @@ def compress(
     return Outcome(report, plan.out, reused)
 
 
-def _report(config: CompressConfig, plan: Plan, context: Context, ledger: Ledger) -> dict[str, Any]:
+def _report(config: CompressConfig, plan: Plan, context: Context, ledger: Ledger) -> Report:
     record = context.record
     found, healed = record(search.STAGE), record(heal.STAGE)
     judged, timed = record(evaluate.STAGE), record(bench.STAGE).bench
@@ -84,26 +82,24 @@ def _report(config: CompressConfig, plan: Plan, context: Context, ledger: Ledger
     )
     return build_report(
         command=config.command,
-        model=to_plain(model),
+        model=model,
         seed=config.seed,
-        evaluation=to_plain(record(text.STAGE)),
-        search=to_plain(found),
-        heal=to_plain(healed),
-        quality=to_plain(judged.quality),
-        artifacts=to_plain(record(export.STAGE).artifacts),
-        bench=to_plain(timed),
+        evaluation=record(text.STAGE),
+        search=found,
+        heal=healed,
+        quality=judged.quality,
+        artifacts=record(export.STAGE).artifacts,
+        bench=timed,
         seconds=ledger.seconds,
         peak_memory_mib=ledger.peaks,
         environment={**environment(), "calibration": record(calibrate.STAGE).origin},
-        samples=to_plain(judged.samples),
+        samples=judged.samples,
         warnings=list(dict.fromkeys(warnings)),
     )
 
 
-def _stored_report(out: Path) -> dict[str, Any] | None:
+def _stored_report(out: Path) -> Report | None:
     try:
-        report = json.loads((out / "report.json").read_text())
-        validate(report)
-    except (OSError, ValueError, ClpEdgeError):
+        return read_report((out / "report.json").read_bytes())
+    except (OSError, ClpEdgeError):
         return None
-    return report

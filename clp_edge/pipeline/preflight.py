@@ -114,9 +114,10 @@ class Problems:
             raise PreflightError(self.found)
 
 
-def preflight(config: CompressConfig) -> Plan:
+def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     """Look at everything and make the plan.
 
+    Args: suffix, of the default output folder: ./MODEL-suffix instead of ./MODEL-clp20.
     Raises PreflightError with every problem that was found.
     """
     problems = Problems()
@@ -173,7 +174,8 @@ def preflight(config: CompressConfig) -> Plan:
             problems.add(problem)
         planned.append(PlannedTarget(target, dense, pruned))
     name = f"{source.name}-clp{round(100 * count / blocks)}"
-    out = config.out if config.out is not None else Path(name)
+    default = f"{source.name}-{suffix}" if suffix else name
+    out = config.out if config.out is not None else Path(default)
     _check_out(problems, config, source, out)
     sequence_length = min(config.calibration.length, limit)
     evaluation_length = min(config.evaluation.length, limit)
@@ -332,20 +334,7 @@ def _check_texts(
 
 
 def _check_room(problems: Problems, out: Path, disk: int, memory: int) -> None:
-    parent = out.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        problems.add(ClpEdgeError(f"{parent} cannot be written to", "choose another --out"))
-    free = shutil.disk_usage(parent).free
-    if free < disk:
-        problems.add(
-            ClpEdgeError(
-                f"the run writes about {disk / GIB:.1f} GiB and {free / GIB:.1f} GiB are free in "
-                f"{parent}",
-                "free some, choose another --out, or leave the dense files out with --no-bench",
-            )
-        )
+    check_disk(problems, out, disk)
     available = psutil.virtual_memory().available
     if available < memory:
         problems.add(
@@ -353,5 +342,23 @@ def _check_room(problems: Problems, out: Path, disk: int, memory: int) -> None:
                 f"the run needs about {memory / GIB:.1f} GiB of memory and "
                 f"{available / GIB:.1f} GiB are available",
                 "close other programs, or take a smaller model",
+            )
+        )
+
+
+def check_disk(problems: Problems, out: Path, size: int) -> None:
+    """There is a place for `out` that can be written to, with so many bytes free."""
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        problems.add(ClpEdgeError(f"{parent} cannot be written to", "choose another --out"))
+    free = shutil.disk_usage(parent).free
+    if free < size:
+        problems.add(
+            ClpEdgeError(
+                f"the run writes about {size / GIB:.1f} GiB and {free / GIB:.1f} GiB are free in "
+                f"{parent}",
+                "free some, choose another --out, or leave the dense files out with --no-bench",
             )
         )

@@ -47,8 +47,8 @@ def test_search_finds_what_float32_finds(model_type: str, dtype: torch.dtype) ->
     gate = search(body(model_type, dtype), ids, count=2, method="gate")
     assert gate.segment == exact.segment
     # it moved: a gradient that vanished would leave every start where it was
-    assert gate.gate is not None
-    assert any(len(set(path)) > 3 for path in gate.gate.paths)
+    assert gate.trace is not None
+    assert any(len(set(path)) > 3 for path in gate.trace.paths)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -34,7 +34,8 @@ from clp_edge.segment import Segment
 ALL = tuple(stage.name for stage in STAGES)
 FROM_SEARCH = ("search", "heal", "cut", "export", "evaluate", "bench")
 FROM_HEAL = FROM_SEARCH[1:]
-FROM_EXPORT = ("export", "evaluate", "bench")
+FROM_CUT = ("cut", "export", "evaluate", "bench")
+FROM_EXPORT = FROM_CUT[1:]
 
 
 def plan_of(config: CompressConfig) -> Plan:
@@ -123,7 +124,7 @@ def test_each_setting_redoes_exactly_the_stages_after_it(
         ({"fingerprint": "another file"}, ALL),
         ({"documents": data.documents_from_texts(["a text"], "a")}, ALL),
         ({"stored": torch.bfloat16}, ALL),
-        ({"name": "other-name"}, FROM_EXPORT),
+        ({"name": "other-name"}, FROM_CUT),
         ({"count": 3}, FROM_SEARCH),
         ({"forbidden": (Segment(1, 2),)}, FROM_SEARCH),
         ({"memory_bytes": 2, "disk_bytes": 2, "warnings": ("w",)}, ()),
@@ -169,6 +170,7 @@ OTHER: dict[tuple[str, str], Any] = {
     ("cut", "prune"): 0.5,
     ("cut", "drop_blocks"): 4,
     ("cut", "blocks"): "1-3",
+    ("cut", "found_by"): "another command",
     ("calibration", "spec"): None,  # counts through the documents, tested above
     ("search", "method"): "gate",
     ("heal", "rungs"): "refit",
@@ -218,7 +220,7 @@ def test_inputs_hold_what_the_stage_may_see_and_nothing_unkeyed_but_threads() ->
     for stage in STAGES:
         given = stage.inputs(BASE, plan_of(BASE))
         hidden = [name for name, value in key_of(given).items() if value is None]
-        optional = {"given", "text", "documents"}
+        optional = {"given", "text", "documents", "found_by"}
         assert set(hidden) - optional <= {"threads"}, stage.name
 
 

@@ -46,6 +46,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Benc
         prompt=given.bench.prompt,
         generate=given.bench.generate,
         rounds=given.bench.rounds,
+        time_budget_s=given.bench.budget_s,
         threads=given.threads,
         seed=context.ground.seed,
     )

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clp_edge
 import clp_edge.export as exporters
 from clp_edge.config import CompressConfig
 from clp_edge.export.base import Target
 from clp_edge.models.source import save_model
+from clp_edge.pipeline import provenance
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import UNKEYED, Context, Stage
-from clp_edge.pipeline.stages import cut, heal, search
+from clp_edge.pipeline.stages import cut
 from clp_edge.progress import Progress
 from clp_edge.records import ArtifactRecord, ExportRecord, Variant
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to write: a folder as a target, where to, and what it says of itself."""
+
+    target: Target
+    variant: Variant
+    folder: Path
+    destination: Path
+    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,56 +41,78 @@ class Inputs:
     """whether the dense model is written too, to compare with"""
     name: str
     """of the healed model"""
-    blocks_before: int
     threads: int = field(metadata=UNKEYED)
 
 
 def inputs(config: CompressConfig, plan: Plan) -> Inputs:
     targets = tuple(planned.target for planned in plan.targets)
-    return Inputs(targets, config.bench.wanted, plan.name, plan.blocks, plan.threads)
+    return Inputs(targets, config.bench.wanted, plan.name, plan.threads)
 
 
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> ExportRecord:
-    variants: tuple[Variant, ...] = ("dense", "healed") if given.dense else ("healed",)
-    jobs = [(target, variant) for target in given.targets for variant in variants]
-    folders = {"healed": context.out / cut.FOLDER}
-    if given.dense:
-        folders["dense"] = _dense_folder(context, room)
+    source = context.ground.source.name
+    healed = context.out / cut.FOLDER
+    says = provenance.read(healed)
+    assert says is not None  # the cut stage wrote it
+    dense = _dense_folder(context, room) if given.dense else None
     context.let_go()
+    jobs = []
+    for target in given.targets:
+        parent = context.out / target.format
+        if dense is not None:
+            path = parent / "dense" / target.file_name(source)
+            jobs.append(Job(target, "dense", dense, path, provenance.dense_metadata(source)))
+        path = parent / target.file_name(given.name)
+        jobs.append(Job(target, "healed", healed, path, provenance.file_metadata(says)))
+    return write(jobs, context, room, threads=given.threads, progress=progress)
+
+
+STAGE: Stage[Inputs, ExportRecord] = Stage(
+    "export",
+    "Export and verify",
+    (cut.STAGE,),
+    ExportRecord,
+    inputs,
+    run,
+    files=lambda record: record.files,
+)
+
+
+def write(
+    jobs: Sequence[Job], context: Context, room: Path, *, threads: int, progress: Progress
+) -> ExportRecord:
+    """Write and prove every job's artifact, in order; `room` holds intermediates meanwhile."""
     written: list[ArtifactRecord] = []
     files: list[str] = []
     with ExitStack() as stack:
         # One exporter a format and side: what its targets share is made once.
         opened: dict[tuple[str, Variant], exporters.Exporter] = {}
-        for number, (target, variant) in enumerate(jobs):
-            # "variant: note" of the step, as a share of all steps
-            def step(done: float, total: float, note: str = "", at: int = number) -> None:
-                share = done / total if total else 0.0
-                progress(at + share, len(jobs), f"{jobs[at][1]} {jobs[at][0].name}: {note}")
-
-            if (target.format, variant) not in opened:
-                opened[target.format, variant] = stack.enter_context(
+        for number, job in enumerate(jobs):
+            target, path = job.target, job.destination
+            if (target.format, job.variant) not in opened:
+                opened[target.format, job.variant] = stack.enter_context(
                     exporters.format_of(target).open(
-                        folders[variant],
-                        metadata=_metadata(given, context, variant),
-                        threads=given.threads,
-                        workdir=room / target.format / variant,
+                        job.folder,
+                        metadata=job.metadata,
+                        threads=threads,
+                        workdir=room / target.format / job.variant,
                     )
                 )
-            path = _artifact_path(given, context, target, variant)
             for file in context.folder.ours_below(path):
                 file.unlink()
             context.folder.claim(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            artifact = opened[target.format, variant].export(target, path, progress=step)
+            artifact = opened[target.format, job.variant].export(
+                target, path, progress=_share(progress, number, jobs)
+            )
             made = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
             context.folder.own(made)
             files += context.folder.relative(made)
             written.append(
                 ArtifactRecord(
-                    name=f"{variant} {target.file_suffix}",
+                    name=f"{job.variant} {target.file_suffix}",
                     target=target.name,
-                    variant=variant,
+                    variant=job.variant,
                     path=os.path.relpath(path, context.out),
                     bytes=artifact.bytes,
                     bits_per_weight=artifact.bits_per_weight,
@@ -88,20 +122,20 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Expo
                     verify=artifact.verify,
                 )
             )
-    for leftover in sorted(room.rglob("*"), reverse=True):  # intermediates of the exporter
+    for leftover in sorted(room.rglob("*"), reverse=True):  # intermediates of the exporters
         leftover.unlink() if leftover.is_file() or leftover.is_symlink() else leftover.rmdir()
     return ExportRecord(tuple(written), tuple(files))
 
 
-STAGE: Stage[Inputs, ExportRecord] = Stage(
-    "export",
-    "Export and verify",
-    (search.STAGE, heal.STAGE, cut.STAGE),
-    ExportRecord,
-    inputs,
-    run,
-    files=lambda record: record.files,
-)
+def _share(progress: Progress, number: int, jobs: Sequence[Job]) -> Progress:
+    """The progress of one job, as a share of all."""
+    job = jobs[number]
+
+    def step(done: float, total: float, note: str = "") -> None:
+        share = done / total if total else 0.0
+        progress(number + share, len(jobs), f"{job.variant} {job.target.name}: {note}")
+
+    return step
 
 
 def _dense_folder(context: Context, room: Path) -> Path:
@@ -112,29 +146,3 @@ def _dense_folder(context: Context, room: Path) -> Path:
     folder = room / "dense-hf"
     save_model(context.model(), ground.tokenizer, folder, dtype=ground.stored, source=ground.source)
     return folder
-
-
-def _artifact_path(given: Inputs, context: Context, target: Target, variant: Variant) -> Path:
-    parent = context.out / target.format
-    if variant == "dense":
-        return parent / "dense" / target.file_name(context.ground.source.name)
-    return parent / target.file_name(given.name)
-
-
-def _metadata(given: Inputs, context: Context, variant: Variant) -> dict[str, Any]:
-    source = context.ground.source.name
-    base = {
-        "version": clp_edge.__version__,
-        "source": source,
-        "variant": variant,
-        "general.name": source if variant == "dense" else given.name,
-    }
-    if variant == "dense":
-        return base
-    found, healed = context.record(search.STAGE), context.record(heal.STAGE)
-    return {
-        **base,
-        "segment": str(search.segment(context)),
-        "blocks_before": given.blocks_before,
-        "method": f"search {found.method}, heal {healed.method}",
-    }

@@ -20,7 +20,7 @@ from clp_edge.records import (
     WindowRecord,
     measured,
 )
-from clp_edge.search import GateOutcome, search
+from clp_edge.search import Trace, search
 from clp_edge.segment import Segment
 
 
@@ -91,7 +91,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Sear
         gap=measured(found.stability.gap),
         gap_se=measured(found.stability.gap_se),
         near_tie=several and found.stability.near_tie,
-        gate=_gate(found.gate) if found.gate else None,
+        gate=_gate(found.trace) if found.trace else None,
         tokens=ids.numel(),
         forward_equivalents=found.forward_equivalents,
         seconds=found.seconds,
@@ -114,7 +114,7 @@ def _span(found: Segment) -> Span:
     return Span(found.first, found.last)
 
 
-def _gate(outcome: GateOutcome) -> GateRecord:
+def _gate(outcome: Trace) -> GateRecord:
     return GateRecord(
         choice=_span(outcome.choice),
         candidates=tuple(_span(candidate) for candidate in outcome.candidates),
