@@ -28,10 +28,11 @@ PARTIAL = ".partial"
 """What a file is called until it has been verified: NAME.gguf.partial."""
 WORK = ".clp-edge-"
 """How the temporary work folders that stand beside a result begin."""
-# `.NAME.clp-TOKEN.tmp`, a work folder, `NAME.gguf.partial`; and what the first version called
-# `.hf.k3j_9x0a.tmp` and `.report.json.4711.tmp`. Nobody else's files: a bare `x.tmp` stays.
+# `.NAME.clp-TOKEN.tmp`, a work folder, `NAME.gguf.partial`, `NAME.onnx-KIND.partial`; and what the
+# first version called `.hf.k3j_9x0a.tmp` and `.report.json.4711.tmp`. Nobody else's files: a bare
+# `x.tmp` stays.
 LEFTOVER = re.compile(
-    r"\..+\.clp-[a-z0-9_]+\.tmp|\.clp-edge-[a-z0-9_]{8}|.+\.gguf\.partial|onnx.*\.partial"
+    r"\..+\.clp-[a-z0-9_]+\.tmp|\.clp-edge-[a-z0-9_]{8}|.+\.gguf\.partial|(.+\.)?onnx-.+\.partial"
     r"|\.(hf|dense-hf|(report|result|clp_edge)\.json|(report|README)\.md)\.[a-z0-9_]+\.tmp"
 )
 CURE = "free some space, or choose another place for it"

@@ -129,12 +129,15 @@ LEFT = [
     ".own.safetensors.clp-1.tmp",
     ".clp-edge-ab12cd_9",
     "m.Q4_K_M.gguf.partial",
-    "onnx-int4.partial",
+    "onnx-int4.partial",  # as the folders were called at first
+    "SmolLM2-135M-clp20.onnx-int4.partial",
+    "m.onnx-optimum-int8.partial",
     ".hf.k3j_9x0a.tmp",  # as the first version called them
     ".report.json.4711.tmp",
 ]
 KEPT = [
     "report.json", "m.gguf", "notes.tmp", ".notes.txt.12.tmp", "film.mp4.partial", ".clp_edge.lock",
+    "m.onnx.partial", "m.onnx-int4", "phonnx-int4.partial",
     "clp-edge-notes", ".clp-edge-my-own-folder",
 ]  # fmt: skip
 
