@@ -12,34 +12,14 @@ import torch
 from clp_edge.errors import ClpEdgeError
 from clp_edge.export.gguf.family_table import context_length, sliding_blocks
 from clp_edge.export.gguf.rope import read_rope
+from clp_edge.export.reference_text import PROMPT, TEXT
 from clp_edge.metrics import token_kl, top1_agreement
 from clp_edge.models.quiet import quiet
 
-_TEXT = """The harbour froze early that winter, and by the second week of December the ferries had \
-stopped running altogether. People walked across the ice with sledges full of flour, lamp oil and \
-letters. "How long will it hold?" the children asked, and nobody knew. In 1893 it had held for 47 \
-days; in 1911 for only 12.
-
-To measure the thickness, drill a hole, lower a hooked rule and read the scale where it meets the \
-underside. Write the result down at once, with the date, the time and the temperature of the air:
-
-    def mean(values):
-        total = sum(values)
-        return total / len(values) if values else None
-
-    print(mean([14.5, 15.25, 13.75]))  # centimetres
-
-If the mean is below ten, nobody may cross. If it lies between ten and fifteen, people may walk \
-apart from each other, but horses and carts must wait. Above twenty the road is open to everyone, \
-and the market moves onto the ice: bread, fish, wool, hot chestnuts, and a brass band on Sundays. \
-Why the band insisted on playing outdoors is not recorded. The mayor's diary says merely that they \
-were loud, that they were cheerful, and that three of the trumpets froze.
-"""
 _PAST_WINDOW = 128
 _LONGEST = 1280
 """Tokens: at a vocabulary of 262,144 their logits take 1.3 GB."""
 _ROOM_TO_GENERATE = 64
-_PROMPT = "The most important thing about the weather in winter is"
 
 
 @dataclass(frozen=True)
@@ -97,8 +77,8 @@ def reference_ids(config: Any, hf: Any) -> tuple[int, ...]:
     if rope.kind == "longrope":
         longest = min(longest, rope.original_length - _ROOM_TO_GENERATE)
     wanted = min(wanted, longest)
-    ids = hf.encode(_TEXT)
-    more = hf.encode(_TEXT, add_special_tokens=False)
+    ids = hf.encode(TEXT)
+    more = hf.encode(TEXT, add_special_tokens=False)
     while len(ids) < wanted:
         ids = ids + more
     return tuple(ids[:wanted])
@@ -118,7 +98,7 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) 
     if not bool(torch.isfinite(logits).all()):
         raise ClpEdgeError("the model's own logits hold NaN or Inf", "the model is damaged")
 
-    prompt = tuple(hf.encode(_PROMPT))[: max(1, context_length(config) - new_tokens)]
+    prompt = tuple(hf.encode(PROMPT))[: max(1, context_length(config) - new_tokens)]
     ends = _end_ids(hf, config, model.generation_config)
     out = model(torch.tensor([prompt]), use_cache=True)
     chosen_from, continuation = [], []

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from clp_edge.errors import ClpEdgeError
-from clp_edge.export.gguf.reference import _PROMPT, _TEXT
+from clp_edge.export.reference_text import PROMPT, TEXT
 from clp_edge.models.quiet import quiet
 
 _TOKENS = 256
@@ -42,8 +42,8 @@ def reference_ids(config: Any, hf: Any) -> tuple[int, ...]:
     window = getattr(config, "sliding_window", None) or 0
     wanted = max(_TOKENS, window * 3 // 2) if window * 3 // 2 <= _LONGEST else _TOKENS
     wanted = min(wanted, int(config.max_position_embeddings))
-    ids = hf.encode(_TEXT)
-    more = hf.encode(_TEXT, add_special_tokens=False)
+    ids = hf.encode(TEXT)
+    more = hf.encode(TEXT, add_special_tokens=False)
     while len(ids) < wanted:
         ids = ids + more
     return tuple(ids[:wanted])
@@ -63,7 +63,7 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 24) 
     if not bool(torch.isfinite(logits).all()):
         raise ClpEdgeError("the model's own logits hold NaN or Inf", "the model is damaged")
     room = int(config.max_position_embeddings) - new_tokens
-    prompt = tuple(hf.encode(_PROMPT))[: max(1, room)]
+    prompt = tuple(hf.encode(PROMPT))[: max(1, room)]
     ends = end_ids(hf, config, model.generation_config)
     out = model(torch.tensor([prompt]), use_cache=True)
     chosen_from, continuation = [], []

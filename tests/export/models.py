@@ -18,8 +18,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from clp_edge.export.gguf.reference import _TEXT
 from clp_edge.export.gguf.verify import HARD_TEXTS
+from clp_edge.export.reference_text import TEXT
 from tests.tiny import tiny_model
 
 SPLIT = (
@@ -66,7 +66,7 @@ def tiny_tokenizer(kind: str, *, adds_bos: bool = False, chat: bool = True) -> A
         show_progress=False,
     )
     numbers = " ".join(str(i) for i in range(950, 2100, 7))
-    backend.train_from_iterator([_TEXT, numbers, *HARD_TEXTS[:-1]], trainer)
+    backend.train_from_iterator([TEXT, numbers, *HARD_TEXTS[:-1]], trainer)
     if adds_bos:
         backend.post_processor = processors.TemplateProcessing(
             single=[SPECIAL[1], "$A"], special_tokens=[(SPECIAL[1], 1)]
