@@ -509,6 +509,20 @@ class CutDocument:
 
 
 @dataclass(frozen=True)
+class EvalDocument:
+    """What `eval` prints with --json: quality by path, the dense model first."""
+
+    command: str
+    version: str
+    dense: str
+    fingerprint: str
+    """of the dense model's files"""
+    evaluation: EvaluationRecord
+    quality: dict[str, QualityRecord]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
 class ExportDocument:
     """export.json: what was written and proved."""
 

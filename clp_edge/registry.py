@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,14 +40,16 @@ class Row:
 class Registry:
     """The rows of one kind, in the order in which people should read them."""
 
-    def __init__(self, kind: str, flag: str) -> None:
+    def __init__(self, kind: str, flag: str, beside: Mapping[str, str] | None = None) -> None:
+        """`beside`: what else the flag takes, with its help: words for no row of their own."""
         self.kind = kind
         self.flag = flag
+        self.beside = dict(beside or {})
         self._rows: dict[str, Row] = {}
 
     def add(self, name: str, value: Any, help: str, *, aliases: tuple[str, ...] = ()) -> None:
         """Add a row. Raises ValueError where the name or an alias is taken."""
-        taken = {key for row in self for key in (row.name, *row.aliases)}
+        taken = {key for row in self for key in (row.name, *row.aliases)} | set(self.beside)
         doubled = sorted(taken & {name, *aliases})
         if doubled:
             raise ValueError(f"the {self.kind} {doubled[0]!r} is registered already")
@@ -64,8 +66,9 @@ class Registry:
         return tuple(self._rows)
 
     def help(self) -> str:
-        """All rows in a sentence, for the command line's help."""
-        return "; ".join(f"{row.name}: {row.help}" for row in self)
+        """All that the flag takes in a sentence, for the command line's help."""
+        said = [*self.beside.items(), *((row.name, row.help) for row in self)]
+        return "; ".join(f"{name}: {help}" for name, help in said)
 
     def _find(self, name: str) -> Row | None:
         wanted = name.strip().lower()
@@ -76,12 +79,16 @@ class Registry:
         found = self._find(name)
         if found is not None:
             return found
-        keys = [key for row in self for key in (row.name, *row.aliases)]
+        keys = [*self.beside, *(key for row in self for key in (row.name, *row.aliases))]
         near = difflib.get_close_matches(name.strip().lower(), keys, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(
-            f"unknown {self.kind} {name!r} ({self.flag})", f"{hint}known: {', '.join(self.names())}"
-        )
+        known = ", ".join([*self.beside, *self.names()])
+        raise UsageError(f"unknown {self.kind} {name!r} ({self.flag})", f"{hint}known: {known}")
+
+    def choose(self, word: str) -> str:
+        """What a user gave to the flag, in its one spelling; UsageError as `resolve` has it."""
+        plain = word.strip().lower()
+        return plain if plain in self.beside else self.resolve(word).name
 
     def load(self, name: str) -> Any:
         """The thing of that name, imported if it has to be."""
@@ -106,3 +113,33 @@ class Registry:
 FORMATS = Registry("export format", "--target")
 FORMATS.add("gguf", "clp_edge.export.gguf.format:FORMAT", "one file for llama.cpp")
 FORMATS.add("onnx", "clp_edge.export.onnx.format:FORMAT", "a folder for onnxruntime-genai")
+
+SECTIONS = Registry("report section", "report.md")
+for _name, _help in (
+    ("warnings", "what to mind"),
+    ("summary", "quality, speed, memory and size before and after"),
+    ("search", "which blocks went, with the receipts"),
+    ("heal", "how the cut was mended"),
+    ("files", "what was written for the device"),
+    ("speed", "every run of the bench"),
+    ("samples", "the same prompts, continued by both sides"),
+    ("costs", "seconds and memory of every stage"),
+):
+    SECTIONS.add(_name, f"clp_edge.report.sections:{_name}", _help)
+
+METHODS = Registry("search method", "--search", {"auto": "the one predicted to cost least"})
+METHODS.add("exact", "clp_edge.search.exact:EXACT", "the KL of every window", aliases=("oracle",))
+METHODS.add("gate", "clp_edge.search.gate:GATE", "the concave gate, by gradient descent")
+
+# Each rung stands on those before it: the name on the command line means "up to this one".
+RUNGS = Registry("heal rung", "--heal", {"none": "the cut as it is"})
+RUNGS.add(
+    "refit",
+    "clp_edge.heal.refit:REFIT",
+    "the block before the cut in closed form, in seconds",
+)
+RUNGS.add(
+    "endpoints",
+    "clp_edge.heal.endpoints:ENDPOINTS",
+    "then tuning of the two blocks beside the cut",
+)

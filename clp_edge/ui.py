@@ -15,9 +15,8 @@ from __future__ import annotations
 import json as json_module
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,8 +35,11 @@ from rich.text import Text
 
 from clp_edge.errors import PreflightError
 from clp_edge.progress import Progress, silent
-from clp_edge.report.markdown import all_warnings
-from clp_edge.report.summary import HEADER, summary_table
+from clp_edge.records import Report, to_plain
+from clp_edge.report import blocks as block_kinds
+from clp_edge.report.blocks import Block
+from clp_edge.report.facts import all_warnings
+from clp_edge.report.summary import summary_block
 
 # Without a terminal: never more than one progress line in so many seconds.
 LINE_EVERY_S = 15.0
@@ -119,41 +121,62 @@ class Ui:
         if not self.json:
             self._out.print(Text(text, style=style or ""), soft_wrap=True)
 
-    def report(self, report: Mapping[str, Any], out_dir: Path) -> None:
+    def blocks(self, blocks: Iterable[Block]) -> None:
+        """Blocks of a report on stdout; nothing with `json`. Of a plot its table, if it has one."""
+        for block in blocks:
+            if isinstance(block, block_kinds.Plot):
+                if block.table is not None:
+                    self._grouped(block.table)
+            elif isinstance(block, block_kinds.Table):
+                self._grouped(block)
+            elif isinstance(block, block_kinds.Items):
+                for item in block.items:
+                    self.result(f"- {item}")
+            elif isinstance(block, block_kinds.Text):
+                text = f"{block.lead} {block.text}".strip()
+                self.result(text, style="bold" if block.style == "strong" else None)
+            else:
+                bold = isinstance(block, block_kinds.Heading)
+                self.result(block.text, style="bold" if bold else None)
+
+    def report(self, report: Report, out_dir: Path) -> None:
         """The end of a run: the one table, text before and after, what to mind, files, verdict."""
-        if self.json:
-            return
-        drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in HEADER:
-            drawn.add_column(Text(column))
-        for group, rows in groupby(summary_table(report), key=lambda row: row.group):
-            drawn.add_row(Text(group, style="bold"))
-            for row in rows:
-                cells = (f"  {row.label}", row.before, row.after, row.change)
-                drawn.add_row(*(Text(cell) for cell in cells))
-            drawn.add_section()
-        self._draw(drawn)
-        for sample in report.get("samples", []):
-            self.result(f"Prompt: {_one_line(sample['prompt'])}", style="bold")
-            for label, side in (("dense", "dense"), ("pruned", "healed")):
-                by = sample.get(f"{side}_by", side)
-                self.result(f"  {label} ({by}): {_one_line(sample[side])}")
+        self.blocks([summary_block(report)])
+        for sample in report.samples:
+            self.result(f"Prompt: {_one_line(sample.prompt)}", style="bold")
+            self.result(f"  dense ({sample.dense_by}): {_one_line(sample.dense)}")
+            self.result(f"  pruned ({sample.healed_by}): {_one_line(sample.healed)}")
             self.result("")
         for text in all_warnings(report):
             self.result(f"mind: {text}", style="yellow")
-        for artifact in report["artifacts"]:
-            if artifact["variant"] == "healed":
-                state = "verified" if artifact["verified"] else "NOT VERIFIED"
-                self.result(f"wrote {out_dir / artifact['path']} ({state})")
+        for artifact in report.artifacts:
+            if artifact.variant == "healed":
+                state = "verified" if artifact.verified else "NOT VERIFIED"
+                self.result(f"wrote {out_dir / artifact.path} ({state})")
         self.result(f"wrote {out_dir / 'report.md'}, report.json, README.md")
         self.result("")
-        self.result(report["verdict"], style="bold")
+        self.result(report.verdict, style="bold")
 
     def print_json(self, document: Any) -> None:
-        """One JSON document on stdout, as it is."""
-        text = json_module.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        """One JSON document on stdout, as it is: a record, or plain values."""
+        text = json_module.dumps(to_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
         self._out.file.write(text + "\n")
         self._out.file.flush()
+
+    def _grouped(self, table: block_kinds.Table) -> None:
+        if self.json:
+            return
+        drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in table.header:
+            drawn.add_column(Text(column))
+        for heading, rows in table.groups():
+            if heading:
+                drawn.add_row(Text(heading, style="bold"))
+            for label, *cells in rows:
+                first = f"  {label}" if heading else label
+                drawn.add_row(*(Text(cell) for cell in (first, *cells)))
+            drawn.add_section()
+        self._draw(drawn)
 
     def _draw(self, drawn: Table) -> None:
         if self._out.is_terminal:

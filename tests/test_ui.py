@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from clp_edge.errors import ClpEdgeError, PreflightError
+from clp_edge.records import to_plain
+from clp_edge.report import read_report
 from clp_edge.ui import LINE_EVERY_S, Ui
-from tests.report.sample import sample_report
+from tests.report.sample import SAMPLE, sample_report
 
 
 class Clock:
@@ -91,9 +94,8 @@ def test_text_in_brackets_is_text():
 
 def test_the_report_ends_with_files_and_the_verdict():
     ui, out, err, _ = plain_ui()
-    report = sample_report()
-    report["samples"][0]["healed"] = "two\nlines"
-    report["warnings"] = ["the machine was busy"]
+    sample = dataclasses.replace(SAMPLE, healed="two\nlines")
+    report = sample_report(samples=[sample], warnings=["the machine was busy"])
     ui.report(report, Path("out"))
     lines = out.getvalue().splitlines()
     decode = next(line for line in lines if line.strip().startswith("decode"))
@@ -106,7 +108,7 @@ def test_the_report_ends_with_files_and_the_verdict():
     assert "  pruned (healed): two lines" in lines
     assert "mind: the machine was busy" in lines
     assert "wrote out/gguf/tiny-healed.gguf (verified)" in lines
-    assert lines[-1] == report["verdict"]
+    assert lines[-1] == report.verdict
     assert "\x1b" not in out.getvalue()
     assert err.getvalue() == ""
 
@@ -120,7 +122,8 @@ def test_json_leaves_stdout_to_one_document():
     with ui.stage(1, 1, "Search"):
         pass
     ui.print_json(report)
-    assert json.loads(out.getvalue()) == report
+    assert json.loads(out.getvalue()) == to_plain(report)
+    assert read_report(out.getvalue()) == report
     assert "done in" in err.getvalue()
 
 

@@ -1,17 +1,19 @@
 """The report: report.json (the contract), report.md, the model card, and a verdict in one sentence.
 
-Renderers are pure functions of the report's dict; only `files` writes.
+`sections` turns the record into blocks, and renderers draw blocks; all of them are pure functions
+of `records.Report`, and only `files` writes.
 
->>> model = {"source": "SmolLM2", "architecture": "llama", "blocks": 30, "parameters": 134_515_008}
+>>> from clp_edge.records import ModelRecord
+>>> model = ModelRecord("SmolLM2", "llama", blocks=30, parameters=134_515_008)
 >>> report = build_report(command="clp-edge compress", model=model, seed=0)
->>> report["schema"], report["bench"]
+>>> report.schema, report.bench
 (1, None)
 >>> [path.name for path in write_report(report, folder)]                    # doctest: +SKIP
 ['report.json', 'report.md', 'README.md']
 """
 
 from clp_edge.report.card import render_card
-from clp_edge.report.document import ReportError, build_report, validate
+from clp_edge.report.document import ReportError, build_report, read_report, validate
 from clp_edge.report.files import write_report
 from clp_edge.report.markdown import render_markdown
 from clp_edge.report.summary import SummaryRow, summary_table
@@ -21,6 +23,7 @@ __all__ = [
     "ReportError",
     "SummaryRow",
     "build_report",
+    "read_report",
     "render_card",
     "render_markdown",
     "summary_table",

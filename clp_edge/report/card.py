@@ -1,8 +1,9 @@
 """The model card: README.md of the output folder, in the form that the Hugging Face hub reads.
 
+>>> from clp_edge.records import ModelRecord
 >>> from clp_edge.report.document import build_report
->>> model = {"source": "SmolLM2", "architecture": "llama", "blocks": 30, "parameters": 134_515_008}
->>> model |= {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
+>>> known = {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
+>>> model = ModelRecord("SmolLM2", "llama", blocks=30, parameters=134_515_008, **known)
 >>> report = build_report(command="clp-edge compress", model=model, seed=0)
 >>> render_card(report).splitlines()[1:3]
 ['base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"', 'license: "apache-2.0"']
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
 
+from msgspec import UNSET
+
+from clp_edge.records import ModelRecord, Report
 from clp_edge.report import format as write
-from clp_edge.report.markdown import all_warnings, model_name, summary_markdown
+from clp_edge.report.facts import all_warnings, model_name
+from clp_edge.report.markdown import draw
+from clp_edge.report.summary import summary_block
 
 # How to run an artifact, by the suffix of its path; a folder has the empty suffix.
 USAGE = {
@@ -45,28 +49,25 @@ tokenizer = AutoTokenizer.from_pretrained("hf")
 ```"""
 
 
-def render_card(report: Mapping[str, Any]) -> str:
-    """The whole card. Of `model` it uses `base_model`, and the licence that the source's own files
-    state: `license` (null: they state none; no such key: nobody looked), `license_link` and
-    `license_stated_in`, where the report has them.
-    """
+def render_card(report: Report) -> str:
+    """The whole card."""
     warnings = all_warnings(report)
     parts = [
         _front_matter(report),
         f"# {model_name(report)}, pruned",
-        report["verdict"],
+        report.verdict,
         "## What was removed",
         _removed(report),
         "## How it was healed",
         _healed(report),
         "## Figures",
-        summary_markdown(report),
+        draw([summary_block(report)]),
         "report.md says how they were measured, report.json holds every sample.",
         "## Use it",
         *_usage(report),
         "## Make it again",
-        f"    {report['command']}",
-        f"clp-edge {report['version']}, seed {report['seed']}.",
+        f"    {report.command}",
+        f"clp-edge {report.version}, seed {report.seed}.",
         "## Licence and base model",
         _licence(report),
         "## Warnings",
@@ -75,23 +76,23 @@ def render_card(report: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(report: Mapping[str, Any]) -> str:
-    model = report["model"]
+def _front_matter(report: Report) -> str:
+    model = report.model
     lines = ["---"]
-    if model.get("base_model"):
-        lines.append(f"base_model: {json.dumps(model['base_model'])}")
+    if model.base_model:
+        lines.append(f"base_model: {json.dumps(model.base_model)}")
     lines += _front_licence(model)
     lines += ["pipeline_tag: text-generation", "tags:", "- clp-edge", "- pruned"]
-    suffixes = {artifact["path"].rpartition(".")[2] for artifact in report["artifacts"]}
+    suffixes = {artifact.path.rpartition(".")[2] for artifact in report.artifacts}
     if "gguf" in suffixes:
         lines.append("- gguf")
     return "\n".join([*lines, "---"])
 
 
-def _front_licence(model: Mapping[str, Any]) -> list[str]:
+def _front_licence(model: ModelRecord) -> list[str]:
     """The hub knows licences by id: what is no id is "other" with a name."""
-    name, link = model.get("license"), model.get("license_link")
-    if not name:
+    name, link = model.license, model.license_link
+    if not isinstance(name, str) or not name:
         return []
     known = re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name) is not None and not link
     lines = [f"license: {json.dumps(name if known else 'other')}"]
@@ -100,69 +101,65 @@ def _front_licence(model: Mapping[str, Any]) -> list[str]:
     return [*lines, f"license_link: {json.dumps(link)}"] if link else lines
 
 
-def _removed(report: Mapping[str, Any]) -> str:
-    search, model = report["search"], report["model"]
-    if search is None or not search["dropped"]:
+def _removed(report: Report) -> str:
+    search, model = report.search, report.model
+    if search is None or not search.dropped:
         return "Nothing."
-    gone = write.blocks(search["segments"], search["dropped"], model["blocks"])
-    left = model["blocks"] - len(search["dropped"])
+    gone = write.blocks(search.segments, search.dropped, model.blocks)
+    left = model.blocks - len(search.dropped)
     return (
-        f"{gone} of `{model['source']}` ({model['architecture']}, {model['parameters']:,} "
+        f"{gone} of `{model.source}` ({model.architecture}, {model.parameters:,} "
         f"parameters before the cut); {left} are left. Ids are 0-based, both ends are inclusive. "
-        f"Chosen by {search['method']}."
+        f"Chosen by {search.method}."
     )
 
 
-def _healed(report: Mapping[str, Any]) -> str:
-    heal = report["heal"]
-    if heal is None or heal["method"] == "none":
+def _healed(report: Report) -> str:
+    heal = report.heal
+    if heal is None or heal.method == "none":
         return "It was not healed: the blocks are cut out and nothing else was changed."
-    trained = ", ".join(str(block) for block in heal["trained_blocks"]) or "none"
+    trained = ", ".join(str(block) for block in heal.trained_blocks) or "none"
     steps = [
-        f"{name} {write.fixed(heal[key], 3)}"
-        for name, key in (
-            ("after the cut", "kl_cut"),
-            ("after the closed-form refit", "kl_refit"),
-            ("after tuning", "kl_tuned"),
-        )
+        f"after the cut {write.fixed(heal.kl_cut, 3)}",
+        f"after the closed-form refit {write.fixed(heal.kl_refit, 3)}",
+        f"after tuning {write.fixed(heal.kl_tuned, 3)}",
     ]
     return (
-        f"Method: {heal['method']}. Blocks changed (ids of the dense model): {trained}. "
+        f"Method: {heal.method}. Blocks changed (ids of the dense model): {trained}. "
         f"KL to the dense model, in nats: {', '.join(steps)}. All of it is folded into the "
         "weights: nothing extra is needed to run the model."
     )
 
 
-def _usage(report: Mapping[str, Any]) -> list[str]:
+def _usage(report: Report) -> list[str]:
     texts = []
-    for artifact in report["artifacts"]:
-        suffix = f".{artifact['path'].rpartition('.')[2]}" if "." in artifact["path"] else ""
-        if artifact["variant"] == "healed" and suffix in USAGE:
-            texts.append(USAGE[suffix].replace("{path}", artifact["path"]))
+    for artifact in report.artifacts:
+        suffix = f".{artifact.path.rpartition('.')[2]}" if "." in artifact.path else ""
+        if artifact.variant == "healed" and suffix in USAGE:
+            texts.append(USAGE[suffix].replace("{path}", artifact.path))
             break
     return [*texts, HF_USAGE]
 
 
-def _licence(report: Mapping[str, Any]) -> str:
-    model = report["model"]
-    base = model.get("base_model") or model["source"]
-    licence, where = model.get("license"), model.get("license_stated_in")
-    if licence:
-        link = f", {model['license_link']}" if model.get("license_link") else ""
-        stated = f"its licence, {licence}{link}, applies to this model too"
+def _licence(report: Report) -> str:
+    model = report.model
+    base, where = model.base_model or model.source, model.license_stated_in
+    if model.license:
+        link = f", {model.license_link}" if model.license_link else ""
+        stated = f"its licence, {model.license}{link}, applies to this model too"
         stated += f" (read from the source's {where})" if where else ""
-    elif "license" in model:
+    elif model.license is not UNSET:
         stated = "the source's own files state no licence; look it up before passing this model on"
     else:
         stated = "its licence was not looked up; do so before passing this model on"
     return f"The base model is `{base}`: {stated}."
 
 
-def _always(report: Mapping[str, Any]) -> list[str]:
+def _always(report: Report) -> list[str]:
     """What is true of every pruned model."""
     texts = [
         "Perplexity can look fine while arithmetic, JSON or languages break: try your own task."
     ]
-    if report["bench"] is not None:
+    if report.bench is not None:
         texts.append("Speeds are those of the device in report.md; measure on yours.")
     return texts

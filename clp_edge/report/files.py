@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from clp_edge.durable import write_text
+from clp_edge.records import Report, encode
 from clp_edge.report.card import render_card
 from clp_edge.report.document import validate
 from clp_edge.report.markdown import render_markdown
 
 
-def write_report(report: Mapping[str, Any], out_dir: Path) -> list[Path]:
+def write_report(report: Report, out_dir: Path) -> list[Path]:
     """Write report.json, report.md and README.md; returns their paths.
 
     Nothing is written unless the report is valid and all three could be rendered. Raises
     ReportError, or ClpEdgeError when the folder cannot be written.
     """
-    validate(report)
+    report = validate(report)
     texts = {
-        "report.json": json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.json": encode(report).decode(),
         "report.md": render_markdown(report),
         "README.md": render_card(report),
     }

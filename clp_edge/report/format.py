@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+from clp_edge.records import Span, SummaryRecord
 
 NOT_MEASURED = "not measured"
 USUAL_CONFIDENCE = 0.95
@@ -57,17 +58,17 @@ def percent(share: float | None) -> str:
     return NOT_MEASURED if share is None else f"{100 * share:.1f} %"
 
 
-def interval(summary: Mapping[str, Any] | None, places: int = 1, unit: str = "") -> str:
+def interval(summary: SummaryRecord | None, places: int = 1, unit: str = "") -> str:
     """Median, interval and n: "61.2 tok/s (60.1 to 62.3, n 6)"; below 95 % how sure it is, too."""
     if summary is None:
         return NOT_MEASURED
-    median = fixed(summary["median"], places, unit)
-    if summary["n"] < 2:
+    median = fixed(summary.median, places, unit)
+    if summary.n < 2:
         return f"{median} (n 1)"
-    low, high = fixed(summary["low"], places), fixed(summary["high"], places)
-    confidence = summary.get("confidence")
+    low, high = fixed(summary.low, places), fixed(summary.high, places)
+    confidence = summary.confidence
     weak = confidence if confidence is not None and confidence < USUAL_CONFIDENCE else None
-    return f"{median} ({low} to {high}, {sureness(weak, summary['n'])})"
+    return f"{median} ({low} to {high}, {sureness(weak, summary.n)})"
 
 
 def sureness(confidence: float | None, n: int) -> str:
@@ -85,9 +86,9 @@ def spread(value: float | None, error: float | None, n: int | None, text: str) -
     return f"{parts} (n {n})" if n and error is not None else parts
 
 
-def blocks(segments: Sequence[Mapping[str, int]], dropped: Sequence[int], total: int) -> str:
+def blocks(segments: Sequence[Span], dropped: Sequence[int], total: int) -> str:
     """Which blocks go: "Blocks 12-17 (6 of 30)", several runs joined by "and"."""
-    runs = [(part["first"], part["last"]) for part in segments] or _runs(dropped)
+    runs = [(part.first, part.last) for part in segments] or _runs(dropped)
     spans = [f"{first}-{last}" if first != last else f"{first}" for first, last in runs]
     count = sum(last - first + 1 for first, last in runs)
     joined = " and ".join([", ".join(spans[:-1]), spans[-1]] if len(spans) > 1 else spans)

@@ -13,11 +13,9 @@ model was not measured.'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from clp_edge.records import QualityRecord, Report
 from clp_edge.report import format as write
-from clp_edge.report.summary import Pair, model_quality, pairs
+from clp_edge.report.facts import Pair, model_quality, pairs
 
 HEAVY_LOSS = 2.0
 # A file counts as of equal size up to this much larger.
@@ -26,56 +24,55 @@ EQUAL_SIZE = 1.02
 ABOVE_IDEAL = 1.02
 
 
-def verdict(report: Mapping[str, Any]) -> str:
+def verdict(report: Report) -> str:
     """The sentence, for the first target; ends with a full stop."""
     found = pairs(report)
     pair = found[0] if found else None
     parts = [_speed(pair, several=len(found) > 1), _quality(report, pair)]
     tail = [_equal_size(report, pair)]
-    unverified = [a["name"] for a in report["artifacts"] if not a["verified"]]
+    unverified = [one.name for one in report.artifacts if not one.verified]
     if unverified:
         tail.append(f"{', '.join(unverified)} did not pass verification")
     said = "; ".join(text for text in tail if text)
     return f"{_subject(report)}: {', '.join(parts)}{'; ' + said if said else ''}."
 
 
-def _subject(report: Mapping[str, Any]) -> str:
-    search = report["search"]
-    if search is None or not search["dropped"]:
+def _subject(report: Report) -> str:
+    search = report.search
+    if search is None or not search.dropped:
         return "No block was cut"
-    gone = write.blocks(search["segments"], search["dropped"], report["model"]["blocks"])
-    return f"{gone} {'is' if len(search['dropped']) == 1 else 'are'} gone"
+    gone = write.blocks(search.segments, search.dropped, report.model.blocks)
+    return f"{gone} {'is' if len(search.dropped) == 1 else 'are'} gone"
 
 
 def _speed(pair: Pair | None, *, several: bool) -> str:
     if pair is None or pair.speedup is None:
         return "the speed was not measured"
-    decode, n = pair.speedup["decode"], pair.speedup["n"]
+    decode, n = pair.speedup.decode, pair.speedup.n
     what = f"decode ({pair.target})" if several else "decode"
-    median, ideal, sure = decode["median"], decode["ideal"], pair.speedup["confidence"]
+    median, ideal, sure = decode.median, decode.ideal, pair.speedup.confidence
     limit = "" if ideal is None else f"; the bytes saved allow {write.ratio(ideal)}"
-    bounds = decode.get("bounds") or {}
-    most = max([*bounds.values(), ideal or 0.0])
+    most = max([*decode.bounds.values(), ideal or 0.0])
     if ideal is not None and median > ideal and most > ideal * ABOVE_IDEAL:
         limit += f", the blocks saved {write.ratio(most)}"
     if n < 2:
         return f"{what} was {write.ratio(median)} in a single round, which proves nothing{limit}"
-    span = f"{decode['low']:.2f} to {decode['high']:.2f}, {write.sureness(sure, n)}"
+    span = f"{decode.low:.2f} to {decode.high:.2f}, {write.sureness(sure, n)}"
     if sure < write.USUAL_CONFIDENCE:  # of fewer than 6 rounds
         few = f"{what} was {write.ratio(median)} ({span}{limit})"
         return f"{few}, of too few rounds to be 95 % sure that it is faster or slower"
-    if decode["low"] > 1.0:
+    if decode.low > 1.0:
         said = f"{what} is {write.ratio(median)} faster ({span}{limit})"
-        if ideal is not None and decode["low"] > most * ABOVE_IDEAL:
-            saved = "bytes and blocks" if bounds else "bytes"
+        if ideal is not None and decode.low > most * ABOVE_IDEAL:
+            saved = "bytes and blocks" if decode.bounds else "bytes"
             said += f", more than the {saved} saved explain, so measure again before relying on it"
         return said
-    if decode["high"] < 1.0:
+    if decode.high < 1.0:
         return f"{what} is slower, {write.ratio(median)} of the dense speed ({span}{limit})"
     return f"{what} is not measurably faster ({write.ratio(median)}, {span}{limit})"
 
 
-def _quality(report: Mapping[str, Any], pair: Pair | None) -> str:
+def _quality(report: Report, pair: Pair | None) -> str:
     before, after, where = None, None, ""
     if pair is not None:
         before, after = _perplexity(pair.quality_before), _perplexity(pair.quality_after)
@@ -92,15 +89,15 @@ def _quality(report: Mapping[str, Any], pair: Pair | None) -> str:
     return f"{said}, a heavy loss of quality" if change > HEAVY_LOSS else said
 
 
-def _equal_size(report: Mapping[str, Any], pair: Pair | None) -> str:
+def _equal_size(report: Report, pair: Pair | None) -> str:
     """The honest rival: the dense model in fewer bits, no larger than the pruned file."""
     if pair is None:
         return ""
     rivals = []
-    for artifact in report["artifacts"]:
-        score = _perplexity(report["quality"].get(artifact["name"]))
-        small = artifact["bytes"] <= pair.after["bytes"] * EQUAL_SIZE
-        if artifact["variant"] == "dense" and small and score is not None:
+    for artifact in report.artifacts:
+        score = _perplexity(report.quality.get(artifact.name))
+        small = artifact.bytes <= pair.after.bytes * EQUAL_SIZE
+        if artifact.variant == "dense" and small and score is not None:
             rivals.append((score, artifact))
     ours = _perplexity(pair.quality_after)
     if not rivals or ours is None:
@@ -108,10 +105,10 @@ def _equal_size(report: Mapping[str, Any], pair: Pair | None) -> str:
     score, best = min(rivals, key=lambda rival: rival[0])
     word = "better" if score < ours else "no better"
     return (
-        f"at equal size the dense model as {best['target']} is {word}"
-        f" (perplexity {write.perplexity(score)} in {write.mib(best['bytes'])})"
+        f"at equal size the dense model as {best.target} is {word}"
+        f" (perplexity {write.perplexity(score)} in {write.mib(best.bytes)})"
     )
 
 
-def _perplexity(side: Mapping[str, Any] | None) -> float | None:
-    return None if side is None else side["perplexity"]
+def _perplexity(side: QualityRecord | None) -> float | None:
+    return None if side is None else side.perplexity

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ HASHES = {"one": "a", "cut": "b"}
 ALONE = """
 import sys, time, types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 import clp_edge
 package = types.ModuleType("clp_edge.pipeline")
@@ -252,7 +254,7 @@ def test_a_report_is_old_or_new_wherever_it_is_stopped(
     """Stopped at each flush and each rename in turn: never half a file under a final name."""
     new = sample_report()
     write_report(new, tmp_path / "new")
-    write_report({**new, "seed": new["seed"] + 1, "command": "clp-edge other"}, tmp_path / "out")
+    write_report(replace(new, seed=new.seed + 1, command="clp-edge other"), tmp_path / "out")
     old = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     whole = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     assert all(old[name] != whole[name] for name in ("report.json", "README.md"))

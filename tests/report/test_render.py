@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from clp_edge.report import build_report, render_card, render_markdown, summary_table
+from dataclasses import replace
+
+from clp_edge.records import Report, Span, SummaryRecord
+from clp_edge.report import SummaryRow, render_card, render_markdown, summary_table
 from clp_edge.report import format as write
-from tests.report.sample import TARGET, artifact, parts, sample_report
+from tests.report.sample import DENSE, HEALED, MODEL, SAMPLE, TARGET, died, parts, sample_report
 
 
-def rows(report) -> dict:
+def rows(report: Report) -> dict[tuple[str, str], SummaryRow]:
     return {(row.group, row.label): row for row in summary_table(report)}
 
 
@@ -41,11 +44,7 @@ def test_the_table_has_each_figure_before_and_after():
 
 
 def test_every_label_is_there_even_where_nothing_was_measured():
-    given = parts()
-    given["bench"] = None
-    given["quality"] = {}
-    given["artifacts"] = [artifact("tiny-healed", "healed", 84 * 2**20)]
-    found = rows(build_report(**given))
+    found = rows(sample_report(bench=None, quality={}, artifacts=[HEALED]))
     for label in ("perplexity", "decode", "prefill", "time to first token", "energy per token"):
         row = found[TARGET, label]
         assert (row.before, row.after) == ("not measured", "not measured")
@@ -54,15 +53,7 @@ def test_every_label_is_there_even_where_nothing_was_measured():
 
 
 def test_a_failed_run_is_told_and_not_shown_as_zero():
-    given = parts()
-    given["bench"]["speedup"] = []
-    given["bench"]["runs"][1] |= {
-        "status": "failed",
-        "reason": "llama.cpp died (signal 6)",
-        "summary": {},
-        "decode_tps": [],
-    }
-    report = build_report(**given)
+    report = sample_report(bench=died("llama.cpp died (signal 6)"))
     row = rows(report)[TARGET, "decode"]
     assert (row.after, row.change) == ("not measured", "not measured")
     text = render_markdown(report)
@@ -89,18 +80,15 @@ def test_pitfall_20_the_report_says_which_memory_it_is():
 
 
 def test_pitfall_11_the_true_bits_and_the_fallbacks_are_a_warning():
-    given = parts()
-    given["artifacts"][1]["fallback_tensors"] = 180
-    text = render_markdown(build_report(**given))
+    fallen_back = replace(HEALED, fallback_tensors=180)
+    text = render_markdown(sample_report(artifacts=[DENSE, fallen_back]))
     assert "tiny-healed: 180 tensors are not in the type asked for" in text
     assert "6.20 bits per weight in fact" in text
 
 
 def test_the_card_says_what_was_done_and_how_to_run_it():
-    given = parts()
-    given["model"] |= {"base_model": "maker/Tiny-30", "license": "apache-2.0"}
-    given["warnings"] = ["the source is under 8 bits"]
-    card = render_card(build_report(**given))
+    model = replace(MODEL, base_model="maker/Tiny-30", license="apache-2.0")
+    card = render_card(sample_report(model=model, warnings=["the source is under 8 bits"]))
     front, body = card.split("---\n", 2)[1:]
     assert 'base_model: "maker/Tiny-30"' in front
     assert 'license: "apache-2.0"' in front
@@ -116,9 +104,7 @@ def test_the_card_says_what_was_done_and_how_to_run_it():
 
 
 def test_the_card_owns_up_to_what_it_does_not_know():
-    given = parts()
-    given["heal"] = None
-    card = render_card(build_report(**given))
+    card = render_card(sample_report(heal=None))
     assert "base_model:" not in card
     assert "its licence was not looked up" in card
     assert "It was not healed" in card
@@ -126,9 +112,8 @@ def test_the_card_owns_up_to_what_it_does_not_know():
 
 def licence_in_card(**said: str | None) -> tuple[list[str], str]:
     """The front matter's lines on the licence, and the paragraph on it."""
-    given = parts()
-    given["model"] |= said
-    front, body = render_card(build_report(**given)).split("---\n", 2)[1:]
+    card = render_card(sample_report(model=replace(MODEL, **said)))
+    front, body = card.split("---\n", 2)[1:]
     paragraph = body.split("## Licence and base model\n\n")[1].split("\n")[0]
     return [line for line in front.splitlines() if line.startswith("license")], paragraph
 
@@ -157,9 +142,9 @@ def test_no_licence_is_claimed_to_be_missing_without_a_look():
 
 
 def test_blocks_are_named_as_people_read_them():
-    one = [{"first": 4, "last": 4}]
+    one = [Span(4, 4)]
     assert write.blocks(one, [4], 12) == "Block 4 (1 of 12)"
-    two = [{"first": 3, "last": 5}, {"first": 9, "last": 9}]
+    two = [Span(3, 5), Span(9, 9)]
     assert write.blocks(two, [3, 4, 5, 9], 12) == "Blocks 3-5 and 9 (4 of 12)"
     assert write.blocks([], [1, 7, 2, 9], 12) == "Blocks 1-2, 7 and 9 (4 of 12)"
 
@@ -176,29 +161,30 @@ def test_figures_keep_their_units_apart_and_their_places():
     ]
     assert [write.perplexity(v) for v in (7.123, 42.81, 1400.4)] == ["7.12", "42.8", "1,400"]
     assert write.table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |"
-    assert write.interval({"median": 5.0, "low": 5.0, "high": 5.0, "n": 1}) == "5.0 (n 1)"
+    assert write.interval(SummaryRecord(5.0, 5.0, 5.0, n=1)) == "5.0 (n 1)"
 
 
 def test_sanity_stands_in_the_table_where_it_was_asked():
-    report = sample_report()
     label = "sanity prompts passed"
-    assert not any(name == label for _, name in rows(report))
-    report["quality"]["tiny-healed"]["tasks"] = {"sanity": {"passed": 2, "total": 4, "answers": []}}
-    found = {key: row for key, row in rows(report).items() if key[1] == label}
+    assert not any(name == label for _, name in rows(sample_report()))
+    quality = parts()["quality"]
+    tasks = {"sanity": {"passed": 2, "total": 4, "answers": []}}
+    quality["tiny-healed"] = replace(quality["tiny-healed"], tasks=tasks)
+    asked = rows(sample_report(quality=quality))
+    found = {key: row for key, row in asked.items() if key[1] == label}
     (row,) = found.values()
     assert (row.before, row.after) == ("not measured", "2 of 4")
 
 
 def test_a_sample_names_the_file_that_wrote_it():
-    report = sample_report()
-    report["samples"][0].update(dense_by="tiny-dense", healed_by="tiny-healed")
-    text = render_markdown(report)
+    sample = replace(SAMPLE, dense_by="tiny-dense", healed_by="tiny-healed")
+    text = render_markdown(sample_report(samples=[sample]))
     assert "**Dense** (tiny-dense)" in text
     assert "**Pruned** (tiny-healed)" in text
 
 
 def test_an_interval_says_where_it_attains_less_than_95_percent():
-    seen = {"median": 2.0, "low": 1.0, "high": 3.0, "n": 6, "confidence": 0.96875}
+    seen = SummaryRecord(2.0, 1.0, 3.0, n=6, confidence=0.96875)
     assert write.interval(seen) == "2.0 (1.0 to 3.0, n 6)"
-    assert write.interval(seen | {"n": 5, "confidence": 0.9375}) == "2.0 (1.0 to 3.0, 94 %, n 5)"
-    assert write.interval(seen | {"n": 1, "confidence": 0.0}) == "2.0 (n 1)"
+    assert write.interval(replace(seen, n=5, confidence=0.9375)) == "2.0 (1.0 to 3.0, 94 %, n 5)"
+    assert write.interval(replace(seen, n=1, confidence=0.0)) == "2.0 (n 1)"

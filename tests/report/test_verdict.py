@@ -1,17 +1,29 @@
 from __future__ import annotations
 
-from clp_edge.report import build_report
-from tests.report.sample import artifact, parts, quality, ratio
+from dataclasses import replace
+from typing import Any
+
+from tests.report.sample import (
+    BENCH,
+    DENSE,
+    HEALED,
+    SPEEDUP,
+    artifact,
+    parts,
+    quality,
+    ratio,
+    sample_report,
+    with_decode,
+)
 
 
-def said(**changes) -> str:
-    """The verdict of the sample after `changes` to its parts."""
-    given = parts()
+def said(**changes: Any) -> str:
+    """The verdict of the sample after `changes` to its parts; quality and artifacts are added."""
     if "decode" in changes:
-        given["bench"]["speedup"][0]["decode"] = changes.pop("decode")
-    given["quality"] |= changes.pop("quality", {})
-    given["artifacts"] += changes.pop("artifacts", [])
-    return build_report(**given | changes)["verdict"]
+        changes["bench"] = with_decode(changes.pop("decode"))
+    quality = parts()["quality"] | changes.pop("quality", {})
+    artifacts = (*parts()["artifacts"], *changes.pop("artifacts", ()))
+    return sample_report(quality=quality, artifacts=artifacts, **changes).verdict
 
 
 def test_the_plain_case_in_one_sentence():
@@ -45,27 +57,26 @@ def test_pitfall_21_a_small_model_is_suspect_only_above_all_its_bounds():
     """1.22x (1.20 to 1.27) was called more than the bytes saved explain (1.16): 30 of 24 blocks,
     in a model that is not bound by memory, allow 1.25x."""
     bounds = {"bytes": 1.16, "operations": 1.19, "blocks": 1.25}
-    text = said(decode=ratio(1.22, 1.20, 1.27, 1.16) | {"bounds": bounds})
+    text = said(decode=replace(ratio(1.22, 1.20, 1.27, 1.16), bounds=bounds))
     assert "the bytes saved allow 1.16x, the blocks saved 1.25x)" in text
     assert "saved explain" not in text
-    text = said(decode=ratio(1.32, 1.30, 1.35, 1.16) | {"bounds": bounds})
+    text = said(decode=replace(ratio(1.32, 1.30, 1.35, 1.16), bounds=bounds))
     assert "more than the bytes and blocks saved explain, so measure again" in text
-    text = said(decode=ratio(1.14, 1.10, 1.15, 1.16) | {"bounds": bounds})
+    text = said(decode=replace(ratio(1.14, 1.10, 1.15, 1.16), bounds=bounds))
     assert "the blocks saved" not in text
 
 
 def test_fewer_than_six_rounds_claim_nothing():
-    given = parts()
-    given["bench"]["speedup"][0] |= {"n": 5, "confidence": 0.9375}
-    text = build_report(**given)["verdict"]
+    few = replace(SPEEDUP, n=5, confidence=0.9375)
+    text = said(bench=replace(BENCH, speedup=(few,)))
     assert "decode was 1.16x (1.12 to 1.20, 94 %, n 5; the bytes saved allow 1.15x), of too" in text
     assert "faster (" not in text
 
 
 def test_a_single_round_proves_nothing():
-    given = parts()
-    given["bench"]["speedup"][0] |= {"n": 1, "confidence": 0.0}
-    assert "in a single round, which proves nothing" in build_report(**given)["verdict"]
+    one = replace(SPEEDUP, n=1, confidence=0.0)
+    text = said(bench=replace(BENCH, speedup=(one,)))
+    assert "in a single round, which proves nothing" in text
 
 
 def test_a_heavy_loss_is_called_heavy():
@@ -79,7 +90,7 @@ def test_what_was_not_measured_is_said():
     assert "the speed was not measured, perplexity 23.1 -> 29.8" in text
     text = said(quality={"tiny-healed": quality(None, 0.3, 0.7)})
     assert "perplexity before quantization 20.0 -> 26.0 (1.30x)" in text
-    nothing = build_report(**parts() | {"quality": {}, "bench": None})["verdict"]
+    nothing = sample_report(quality={}, bench=None).verdict
     assert "the loss of quality was not measured" in nothing
 
 
@@ -98,7 +109,6 @@ def test_pitfall_23_a_dense_file_of_equal_size_is_the_rival():
 
 
 def test_an_unverified_file_and_an_uncut_model_are_named():
-    given = parts()
-    given["artifacts"][1]["verified"] = False
-    assert build_report(**given)["verdict"].endswith("; tiny-healed did not pass verification.")
-    assert build_report(**parts() | {"search": None})["verdict"].startswith("No block was cut: ")
+    unverified = sample_report(artifacts=[DENSE, replace(HEALED, verified=False)])
+    assert unverified.verdict.endswith("; tiny-healed did not pass verification.")
+    assert sample_report(search=None).verdict.startswith("No block was cut: ")

@@ -1,0 +1,116 @@
+"""Sections and blocks: a toy section is one function and one row; renderers know every block."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clp_edge.errors import UsageError
+from clp_edge.records import GateRecord, Report, Span, TuningRecord
+from clp_edge.registry import SECTIONS
+from clp_edge.report import render_markdown, sections, write_report
+from clp_edge.report.blocks import Block, Code, Heading, Items, Plot, Series, Table, Text
+from clp_edge.report.markdown import draw
+from clp_edge.report.sections import report_blocks
+from clp_edge.ui import Ui
+from tests.report.sample import HEAL, SEARCH, died, sample_report
+
+LINE = Series("kl", x=(0.0, 1.0), y=(0.5, None))
+EVERY: tuple[Block, ...] = (
+    Heading("Weather"),
+    Text("it rained", lead="Monday"),
+    Text("a strong wind", style="strong"),
+    Text("first\nsecond", style="quote"),
+    Items(("umbrella", "boots")),
+    Table(("day", "mm"), (("last week",), ("Sunday", "3|4"))),
+    Plot("Rain", "day", "mm", (LINE,), table=Table(("x", "y"), (("0", "0.5"),))),
+    Plot("Unseen", "day", "mm", (LINE,)),
+    Code("clp-edge doctor"),
+    Code("print(1)", language="python"),
+)
+
+
+def weather(report: Report) -> Sequence[Block] | None:
+    """A toy section: only for runs with a seed."""
+    return [Heading("Weather"), Text(f"seed {report.seed}")] if report.seed else None
+
+
+def test_a_toy_section_is_one_function_and_one_row(tmp_path: Path) -> None:
+    report = sample_report(seed=7)
+    plain = render_markdown(report)
+    with SECTIONS.temporarily("weather", f"{__name__}:weather", "what the sky did"):
+        assert "weather: what the sky did" in SECTIONS.help()
+        write_report(report, tmp_path)
+        text = (tmp_path / "report.md").read_text()
+        assert text == plain + "\n## Weather\n\nseed 7\n"
+        assert "Weather" not in render_markdown(sample_report())  # None: it is left out
+        with pytest.raises(UsageError, match="did you mean weather"):
+            SECTIONS.resolve("wether")
+    assert render_markdown(report) == plain
+
+
+def test_every_registered_section_is_a_documented_function() -> None:
+    for name in SECTIONS.names():
+        assert SECTIONS.load(name) is getattr(sections, name)
+        assert SECTIONS.load(name).__doc__
+
+
+def test_markdown_draws_every_block() -> None:
+    assert draw(EVERY) == (
+        "## Weather\n\n**Monday** it rained\n\n**a strong wind**\n\n> first\n> second\n\n"
+        "- umbrella\n- boots\n\n"
+        "| day | mm |\n| --- | --- |\n| **last week** |  |\n| Sunday | 3\\|4 |\n\n"
+        "| x | y |\n| --- | --- |\n| 0 | 0.5 |\n\n"
+        "    clp-edge doctor\n\n```python\nprint(1)\n```"
+    )
+
+
+def test_the_console_draws_every_block_and_nothing_with_json() -> None:
+    out = io.StringIO()
+    Ui(stdout=out, stderr=io.StringIO()).blocks(EVERY)
+    lines = [line.rstrip() for line in out.getvalue().splitlines() if line.strip()]
+    for line in ("Weather", "Monday it rained", "a strong wind", "first", "- boots", "print(1)"):
+        assert line in lines
+    assert any("  Sunday" in line and "3|4" in line for line in lines)
+    assert not any("Unseen" in line for line in lines)
+    silent = io.StringIO()
+    Ui(json=True, stdout=silent, stderr=io.StringIO()).blocks(EVERY)
+    assert silent.getvalue() == ""
+
+
+def test_plots_carry_the_numbers_of_the_records() -> None:
+    gate = GateRecord(
+        choice=Span(12, 17),
+        candidates=(Span(12, 17),),
+        paths=((3.0, 11.5, 12.0),),
+        losses=((0.9, 0.8, 0.7),),
+        forward_equivalents=3.0,
+    )
+    report = sample_report(
+        search=replace(SEARCH, gate=gate),
+        heal=replace(HEAL, history=(TuningRecord(0, 0.33), TuningRecord(10, 0.3))),
+    )
+    plots = {block.title: block for block in report_blocks(report) if isinstance(block, Plot)}
+    raw, mended = plots["KL of every window"].series
+    assert (raw.x, raw.y) == ((3.0, 12.0, 13.0), (3.5, 0.75, 0.72))
+    assert mended.y == (None, 0.33, 0.4)  # not judged: a gap
+    assert plots["Where the gate went"].series == (
+        Series("start 1", (0.0, 1.0, 2.0), (3.0, 11.5, 12.0)),
+    )
+    assert plots["Tuning"].series == (Series("held-back KL", (0.0, 10.0), (0.33, 0.3)),)
+    names = [series.name for series in plots["Decode, round by round"].series]
+    assert names == ["tiny-dense", "tiny-healed"]
+    fallen = list(report_blocks(sample_report(bench=died("died"))))
+    (left,) = (block for block in fallen if isinstance(block, Plot) and "Decode" in block.title)
+    assert [series.name for series in left.series] == ["tiny-dense"]
+
+
+def test_a_series_has_one_value_a_point() -> None:
+    with pytest.raises(ValueError, match="different lengths"):
+        Series("kl", x=(0.0, 1.0), y=(0.5,))
+    with pytest.raises(ValueError, match="different lengths"):
+        Series("kl", x=(0.0,), y=(0.5,), low=(0.1, 0.2), high=(0.6,))
