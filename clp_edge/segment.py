@@ -11,6 +11,26 @@ from dataclasses import dataclass
 
 from clp_edge.errors import UsageError
 
+FEWEST_BLOCKS = 2
+"""What must stay of a model, so that a cut has something on both of its sides."""
+
+
+def check_count(count: int, total: int) -> None:
+    """Raises UsageError where `count` of `total` blocks cannot go."""
+    most = total - FEWEST_BLOCKS
+    if most < 1:
+        raise UsageError(
+            f"the model has {total} blocks: none can go",
+            f"at least {FEWEST_BLOCKS} blocks must stay",
+        )
+    if count < 1:
+        raise UsageError(f"dropping {count} blocks drops nothing", f"drop 1 to {most}")
+    if count > most:
+        raise UsageError(
+            f"dropping {count} of {total} blocks leaves {max(0, total - count)}",
+            f"at least {FEWEST_BLOCKS} blocks must stay: drop {most} at most",
+        )
+
 
 @dataclass(frozen=True, order=True)
 class Segment:

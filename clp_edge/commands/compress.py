@@ -12,6 +12,7 @@ from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
 from clp_edge.errors import UsageError
 from clp_edge.progress import Interruptible
+from clp_edge.registry import METHODS, RUNGS
 
 if TYPE_CHECKING:
     from clp_edge.pipeline import Plan
@@ -52,16 +53,11 @@ def run(
     ] = None,
     search: Annotated[
         str,
-        typer.Option(
-            help="auto (the cheaper one), gate (the concave gate) or exact (every window's KL)."
-        ),
+        typer.Option(help=f"How to find the blocks. {METHODS.help()}"),
     ] = "auto",
     heal: Annotated[
         str,
-        typer.Option(
-            help="none, refit (closed form, seconds) or endpoints (the refit, then tuning of the "
-            "two blocks beside the cut)."
-        ),
+        typer.Option(help=f"How far to climb in mending the cut. {RUNGS.help()}"),
     ] = "endpoints",
     calibration: Annotated[
         str | None,

@@ -24,8 +24,7 @@ from torch import nn
 
 from clp_edge.errors import UsageError
 from clp_edge.models.anatomy import dissect
-
-MINIMUM_BLOCKS = 2
+from clp_edge.segment import check_count
 
 _LEADING_COUNTS = ("max_window_layers",)
 """Config integers that mean "the first k blocks": they become the number of those that stay."""
@@ -42,11 +41,7 @@ def check_blocks(dropped: Iterable[int], total: int) -> tuple[int, ...]:
             "is not one of them",
             "give block ids inside that range",
         )
-    if total - len(ids) < MINIMUM_BLOCKS:
-        raise UsageError(
-            f"dropping {len(ids)} of {total} blocks leaves {total - len(ids)}",
-            f"at least {MINIMUM_BLOCKS} blocks must stay: drop {total - MINIMUM_BLOCKS} at most",
-        )
+    check_count(len(ids), total)
     return ids
 
 

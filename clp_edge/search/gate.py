@@ -27,6 +27,7 @@ from clp_edge.kernels.head_kl import head_kl, token_rows
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.search.cost import Cost
+from clp_edge.search.method import Problem, Proposal, Trace
 from clp_edge.search.states import BlockStates
 from clp_edge.segment import Segment
 
@@ -97,20 +98,6 @@ class Descent:
         return sum(tail) / len(tail)
 
 
-@dataclass(frozen=True)
-class GateOutcome:
-    """The gate's own answer, before the judge."""
-
-    choice: Segment
-    candidates: tuple[Segment, ...]
-    """what the exact judge should see, the best first"""
-    paths: tuple[tuple[float, ...], ...]
-    """s after every step, one path a start"""
-    losses: tuple[tuple[float, ...], ...]
-    """KL under the soft gate, nats"""
-    forward_equivalents: float
-
-
 def seeds(states: BlockStates, count: int, starts: range, spacing: int) -> list[float]:
     """Where to start: the two windows whose ends are most alike in direction, and an even grid."""
     flat = [hidden.flatten(0, 1).float() for hidden in states.hidden]
@@ -124,20 +111,11 @@ def seeds(states: BlockStates, count: int, starts: range, spacing: int) -> list[
     return chosen + [s for s in grid if all(abs(s - other) >= 1.0 for other in chosen)]
 
 
-def descend(
-    body: Anatomy,
-    states: BlockStates,
-    count: int,
-    starts: range,
-    cost: Cost,
-    settings: GateSettings,
-    *,
-    seed: int = 0,
-    allowed: Callable[[Segment], bool] = lambda segment: True,
-    progress: Progress = silent,
-) -> GateOutcome:
-    """Run the gate from several starts; `starts` are the window starts that may be chosen."""
-    generator = torch.Generator().manual_seed(seed)
+def descend(problem: Problem, settings: GateSettings, *, progress: Progress = silent) -> Trace:
+    """Run the gate from several starts, and take those that may be chosen around where they end."""
+    body, states, cost = problem.body, problem.states, problem.cost
+    count, starts, allowed = problem.count, problem.starts, problem.allowed
+    generator = torch.Generator().manual_seed(problem.seed)
     batch = max(1, min(settings.tokens // states.tokens, states.sequences))
     device = states.hidden[0].device
     descents = []
@@ -174,7 +152,7 @@ def descend(
         if turn < settings.rounds - 1:
             descents = descents[: max(2, len(descents) // 2)]
     own = _nearest(descents[0], count, starts, allowed)
-    return GateOutcome(
+    return Trace(
         choice=own,
         candidates=_around(
             descents, own, everyone[0].origin, count, starts, allowed, settings.judged
@@ -241,3 +219,30 @@ def _around(
     wanted += [middle + offset for middle in middles[1:] for offset in (0, 1, -1)]
     possible = [Segment.from_start(s, count) for s in wanted if s in starts]
     return tuple(dict.fromkeys(segment for segment in possible if allowed(segment)))[:limit]
+
+
+class Gate:
+    """The concave gate as a method."""
+
+    def __init__(self, settings: GateSettings | None = None) -> None:
+        self.settings = settings or GateSettings()
+
+    def predict(self, problem: Problem) -> float:
+        """The dense pass, the steps over a third of the model on average, and the judge."""
+        settings, cost, states = self.settings, problem.cost, problem.states
+        runs = len(problem.starts) // settings.spacing + 2
+        steps = settings.steps * sum(max(2, runs >> k) for k in range(settings.rounds))
+        share = max(states.tokens, settings.tokens) / (states.sequences * states.tokens)
+        return (
+            1.0
+            + steps * share * 2.0 * cost.tail(cost.blocks // 3)
+            + settings.judged * cost.tail(cost.blocks // 2)
+        )
+
+    def propose(self, problem: Problem, progress: Progress) -> Proposal:
+        """The windows around where the descents end."""
+        trace = descend(problem, self.settings, progress=progress)
+        return Proposal(trace.candidates, trace.forward_equivalents, trace)
+
+
+GATE = Gate()

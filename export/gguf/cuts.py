@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from clp_edge.export.gguf.families import problems
-from clp_edge.models.surgery import MINIMUM_BLOCKS, cut_config
-from clp_edge.segment import Segment
+from clp_edge.models.surgery import cut_config
+from clp_edge.segment import FEWEST_BLOCKS, Segment
 
 
 def after_cut(config: Any, dropped: Iterable[int]) -> Any:
@@ -54,7 +54,7 @@ def nearest_allowed(config: Any, segment: Segment, *, count: int = 3) -> list[Se
     total = int(config.num_hidden_layers)
     every = [
         Segment.from_start(first, size)
-        for size in range(1, total - MINIMUM_BLOCKS + 1)
+        for size in range(1, total - FEWEST_BLOCKS + 1)
         for first in range(total - size + 1)
     ]
     every.sort(key=lambda s: (abs(s.first - segment.first) + abs(s.last - segment.last), s))
