@@ -6,12 +6,25 @@ quality gate that was asked for is not met; 130 interrupted (the same command re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 import clp_edge
-from clp_edge.commands import compress, doctor, inspect, targets
+from clp_edge.commands import (
+    bench,
+    compress,
+    doctor,
+    evaluate,
+    export,
+    heal,
+    inspect,
+    prune,
+    report,
+    search,
+    targets,
+)
 from clp_edge.commands.frame import opened
 
 app = typer.Typer(
@@ -27,8 +40,15 @@ app = typer.Typer(
     ),
 )
 
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "compress": compress.run,
+    "search": search.run,
+    "prune": prune.run,
+    "heal": heal.run,
+    "export": export.run,
+    "eval": evaluate.run,
+    "bench": bench.run,
+    "report": report.run,
     "inspect": inspect.run,
     "targets": targets.run,
     "doctor": doctor.run,

@@ -20,7 +20,10 @@ def run(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback.")] = False,
 ) -> None:
-    """Show a model's anatomy, what a block weighs, and what each target would cost."""
+    """Show a model's anatomy, what a block weighs, and what each target would cost.
+
+    Example: clp-edge inspect ./my-model --target gguf-q4
+    """
     with opened(json=json_output, debug=debug) as ui:
         from clp_edge.pipeline.inspection import inspect_model
 

@@ -134,7 +134,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     if config.evaluation.text is not None:
         text = config.evaluation.text
         measured = problems.attempt(lambda: read_documents(text, cut=False))
-    device = problems.attempt(lambda: _device(config.device))
+    device = problems.attempt(lambda: device_of(config.device))
     source = problems.attempt(lambda: locate(config.model))
     if source is None:
         problems.raise_if_any()
@@ -191,7 +191,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     # healed folder; the dense folder and both F16 files where the dense model is written too
     copies = kept + kept + (2 * total if config.bench.wanted else 0)
     disk = artifacts + 2 * copies
-    compute = _compute_dtype(config.dtype)
+    compute = compute_dtype(config.dtype)
     memory = int(1.6 * total * compute.itemsize + 0.6 * GIB)
     _check_room(problems, out, disk, memory)
     problems.raise_if_any()
@@ -264,7 +264,8 @@ def parameter_counts(config: Any) -> tuple[int, int]:
     return total, sum(p.numel() for p in body.blocks[0].parameters())
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
+    """Where torch computes. Raises UsageError where the device asked for is not there."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device", "give --device cpu")
     if wanted == "auto":
@@ -272,7 +273,8 @@ def _device(wanted: str) -> str:
     return wanted
 
 
-def _compute_dtype(wanted: str) -> torch.dtype:
+def compute_dtype(wanted: str) -> torch.dtype:
+    """What torch computes in; auto is float32."""
     names = {"float16": torch.float16, "bfloat16": torch.bfloat16}
     return names.get(wanted, torch.float32)
 

@@ -71,13 +71,13 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
     body = context.body()
     reference = evaluate.DenseReference.build(body, ids, spill_folder=room)
     dense = evaluate.measure_dense(reference, part("dense"))
-    quality = {"dense": _record(dense, dense)}
+    quality = {"dense": quality_record(dense, dense)}
     dense_by, healed_by = _speakers(artifacts)
     talks: dict[str, Talk] = {}
     if dense_by == "dense":
         talks["dense"] = _talk(partial(evaluate.sample, body.model, ground.tokenizer))
     model = dissect(cut.pruned(context, search.segment(context)))
-    quality["pruned"] = _record(
+    quality["pruned"] = quality_record(
         evaluate.measure_model(model, ids, reference, part("pruned")), dense
     )
     # The dense head is the healed one: the dense model itself may go.
@@ -85,7 +85,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
     reference = reference.with_head(body.logits)
     folder = locate(str((context.out / cut.FOLDER).resolve()))
     healed = dissect(load_model(folder, dtype=ground.compute, device=ground.device))
-    quality["healed"] = _record(
+    quality["healed"] = quality_record(
         evaluate.measure_model(healed, ids, reference, part("healed")), dense
     )
     if healed_by == "healed":
@@ -101,7 +101,9 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
             threads=given.threads,
             context=max(given.length, TALK_CONTEXT),
         ) as session:
-            quality[name] = _record(evaluate.measure_artifact(session, ids, reference, step), dense)
+            quality[name] = quality_record(
+                evaluate.measure_artifact(session, ids, reference, step), dense
+            )
             if name in (dense_by, healed_by):
                 talks[name] = _talk(partial(evaluate.sample_artifact, session, ground.tokenizer))
     for name, talk in talks.items():
@@ -143,7 +145,8 @@ def _talk(answer: evaluate.Generate) -> Talk:
     return Talk(answer(SAMPLE_PROMPT, 48), SanityRecord(checked.passed, checked.total, answers))
 
 
-def _record(quality: evaluate.Quality, dense: evaluate.Quality) -> QualityRecord:
+def quality_record(quality: evaluate.Quality, dense: evaluate.Quality) -> QualityRecord:
+    """A measurement as plain values, beside the dense model's on the same sequences."""
     ratio = quality.ratio_to(dense)
     return QualityRecord(
         perplexity=measured(quality.perplexity),

@@ -117,7 +117,7 @@ def plan_export(config: ExportConfig) -> ExportPlanned:
         notes += planned.notes
         for problem in planned.problems:
             problems.add(problem)
-    for problem in overlaps(out, model=source.path):
+    for problem in overlaps(out, model=source.path, calibration=None, evaluation=None):
         problems.add(problem)
     problems.attempt(lambda: lock.check_free(out))
     problems.attempt(lambda: admit(out, force=config.force, resume=config.resume))

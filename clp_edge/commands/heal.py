@@ -1,0 +1,98 @@
+"""heal: mend a model that was cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clp_edge import config as configuration
+from clp_edge.commands import options
+from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.progress import Interruptible
+from clp_edge.registry import RUNGS
+
+
+def run(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A cut Hugging Face folder, or an output folder of clp-edge prune."),
+    ],
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="The dense model that it was cut from. Left out: the one that the folder names."
+        ),
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            help="The blocks that were cut, FIRST-LAST. Left out: found by equal tensors."
+        ),
+    ] = None,
+    rungs: Annotated[
+        str, typer.Option("--heal", help=f"How far to climb in mending the cut. {RUNGS.help()}.")
+    ] = "endpoints",
+    calibration: options.Calibration = None,
+    out: options.Out = None,
+    force: options.Force = False,
+    resume: options.Resume = True,
+    preset: options.Preset = options.PresetName.balanced,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json_output: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Mend a cut by tuning the blocks beside it, also one that was made by hand.
+
+    OUT/hf is the healed folder. A folder that clp-edge did not cut needs --teacher.
+
+    Example: clp-edge heal ./cut --teacher ./my-model --calibration my-texts/ --out healed
+    """
+    with opened(json=json_output, quiet=quiet, debug=debug) as ui:
+        work = configuration.PRESETS[preset.value]
+        asked = configuration.CompressConfig(
+            targets=(),
+            cut=configuration.CutConfig(blocks=blocks),
+            calibration=configuration.CalibrationConfig(
+                calibration, work.given_sequences if calibration else work.own_sequences
+            ),
+            search=configuration.SearchConfig(tokens=work.search_tokens),
+            heal=configuration.HealConfig(rungs, work.tuning_steps, work.tuning_rate),
+            out=out,
+            force=force,
+            resume=resume,
+            seed=seed,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            command=command_line(),
+        )
+        ui.note("comparing the folder with the model it was cut from")
+        import_torch()
+        from clp_edge.pipeline import verbs
+        from clp_edge.records import to_plain
+
+        with Interruptible(ui) as observer:
+            done = verbs.heal(asked, folder, teacher=teacher, observer=observer)
+        if json_output:
+            ui.print_json(to_plain(done.document))
+            return
+        healed = done.document.heal
+        assert healed is not None
+        rows = [
+            (name, f"{value:.3f}" if value is not None else "not made")
+            for name, value in (
+                ("cut", healed.kl_cut),
+                ("refit", healed.kl_refit),
+                ("tuned", healed.kl_tuned),
+            )
+        ]
+        ui.table("", ("after", "KL on held-back text (nats)"), rows)
+        span = done.document.provenance.segments[0]
+        ui.result(f"wrote {done.out / done.document.folder}")
+        ui.result(f"the cut of blocks {span.first}-{span.last} is mended", style="bold")

@@ -1,0 +1,183 @@
+"""The verbs one after the other do what compress does; each refuses bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from clp_edge.cli import VERBS, app
+from clp_edge.models.anatomy import dissect
+from clp_edge.pipeline import provenance
+from tests.conftest import save_tiny_llama, write_words
+
+TEXT = ("--preset", "quick", "--calibration", "words.txt")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verbs")
+    save_tiny_llama(folder / "tiny", blocks=8)
+    write_words(folder / "words.txt", seed=0, paragraphs=500)
+    write_words(folder / "other.txt", seed=1, paragraphs=200)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command."""
+    done = CliRunner().invoke(app, list(arguments))
+    assert "Traceback" not in done.output
+    return done.exit_code, done.stdout, done.stderr
+
+
+def works(*arguments: str) -> str:
+    code, out, err = call(*arguments)
+    assert code == 0, err
+    return out
+
+
+@pytest.mark.llama
+def test_the_steps_give_the_same_weights_and_the_same_file_as_compress(place: Path) -> None:
+    cut = ("--drop-blocks", "2")
+    works(
+        "compress", "tiny", *cut, "--heal", "refit", *TEXT, "--eval-text", "other.txt",
+        "--target", "gguf-q8_0", "--no-bench", "--out", "whole",
+    )  # fmt: skip
+    works("search", "tiny", *cut, *TEXT, "--out", "found")
+    works("prune", "--from", "found", "--out", "cut")
+    works("heal", "cut", "--heal", "refit", *TEXT, "--out", "healed")
+    works("export", "healed", "--target", "gguf-q8_0", "--out", "files")
+    for name in ("model.safetensors", "config.json", provenance.FILE):
+        steps, whole = (place / out / "hf" / name for out in ("healed", "whole"))
+        assert steps.read_bytes() == whole.read_bytes(), name
+    name = "tiny-clp25.Q8_0.gguf"
+    steps, whole = (place / out / "gguf" / name for out in ("files", "whole"))
+    assert steps.read_bytes() == whole.read_bytes()
+    # each verb resumes: the same command again computes nothing
+    code, out, err = call("heal", "cut", "--heal", "refit", *TEXT, "--out", "healed", "--json")
+    assert code == 0
+    assert "[1/4]" not in err
+    document = json.loads(out)
+    assert document["provenance"]["heal_method"] == "refit"
+    assert document["heal"]["kl_refit"] is not None
+
+
+def test_prune_by_hand_is_plain_transformers(place: Path) -> None:
+    out = works("prune", "tiny", "--blocks", "3-4", "--out", "by-hand", "--json")
+    assert json.loads(out)["provenance"]["segments"] == [{"first": 3, "last": 4}]
+    model = AutoModelForCausalLM.from_pretrained(place / "by-hand" / "hf", dtype=torch.float32)
+    dense = AutoModelForCausalLM.from_pretrained(place / "tiny", dtype=torch.float32)
+    kept = [block for i, block in enumerate(dissect(dense).blocks) if i not in (3, 4)]
+    for ours, theirs in zip(dissect(model).blocks, kept, strict=True):
+        for name, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], value)
+
+
+def hand_cut(place: Path, name: str, gone: set[int]) -> Path:
+    """As somebody does it with plain transformers: blocks deleted, the config changed."""
+    model = AutoModelForCausalLM.from_pretrained(place / "tiny", dtype=torch.float32)
+    kept = [block for i, block in enumerate(model.model.layers) if i not in gone]
+    model.model.layers = torch.nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    model.save_pretrained(place / name)
+    AutoTokenizer.from_pretrained(place / "tiny").save_pretrained(place / name)
+    return place / name
+
+
+def test_a_cut_made_by_hand_is_found_and_healed(place: Path) -> None:
+    hand_cut(place, "theirs", {2, 3, 4})
+    out = works("heal", "theirs", "--teacher", "tiny", "--heal", "refit", *TEXT, "--json",
+                "--out", "theirs-healed")  # fmt: skip
+    document = json.loads(out)
+    assert document["search"]["segment"] == {"first": 2, "last": 4}
+    assert document["heal"]["kl_refit"] < document["heal"]["kl_cut"]
+    model = AutoModelForCausalLM.from_pretrained(place / "theirs-healed" / "hf")
+    assert len(dissect(model)) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("heal", "theirs-2", "--out", "x"), "--teacher"),
+        (("heal", "theirs-2", "--teacher", "tiny", "--blocks", "4-5"), "what it lacks is 1-2"),
+        (("heal", "tiny", "--teacher", "tiny"), "nothing was cut"),
+        (("heal", "scattered", "--teacher", "tiny"), "no run of 2 blocks"),
+        (("heal", "theirs-2", "--teacher", "foreign"), "vocab_size"),
+        (("heal", "nowhere", "--teacher", "tiny"), "nowhere"),
+        (("prune", "tiny"), "--blocks FIRST-LAST, or --from"),
+        (("prune", "tiny", "--blocks", "2-3", "--from", "saved"), "exclude each other"),
+        (("prune", "tiny", "--blocks", "5-9"), "blocks 0-7"),
+        (("prune", "tiny", "--from", "words.txt"), "no search.json"),
+        (("prune", "foreign", "--from", "saved"), "another model"),
+        (("export", "tiny"), "no --target"),
+        (("export", "nowhere", "--target", "gguf-q4"), "nowhere"),
+        (("export", "tiny", "--target", "gguf-q9"), "gguf-q9"),
+        (("bench", "nowhere.gguf"), "does not exist"),
+        (("eval", "tiny", "--eval-text", "other.txt"), "--dense"),
+        (("eval", "tiny", "--dense", "tiny"), "--eval-text"),
+        (("eval", "nowhere", "--dense", "tiny", "--eval-text", "other.txt"), "does not exist"),
+        (("search", "tiny", "--method", "gat"), "gate"),
+    ],
+)
+def test_bad_input_is_one_line(place: Path, arguments: tuple[str, ...], says: str) -> None:
+    if not (place / "theirs-2").exists():
+        hand_cut(place, "theirs-2", {1, 2})
+        hand_cut(place, "scattered", {1, 5})
+        foreign = AutoModelForCausalLM.from_pretrained(place / "tiny")
+        foreign.resize_token_embeddings(foreign.config.vocab_size + 64)
+        foreign.save_pretrained(place / "foreign")
+        AutoTokenizer.from_pretrained(place / "tiny").save_pretrained(place / "foreign")
+        works("search", "tiny", "--drop-blocks", "2", *TEXT, "--out", "saved")
+    before = sorted(place.rglob("*"))
+    code, out, err = call(*arguments)
+    assert code in (1, 2), err
+    assert says in err
+    assert not out
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+    assert sorted(place.rglob("*")) == before
+
+
+def test_equal_blocks_are_no_guess(place: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(place / "tiny", dtype=torch.float32)
+    model.model.layers[3].load_state_dict(model.model.layers[2].state_dict())
+    model.save_pretrained(place / "twins")
+    AutoTokenizer.from_pretrained(place / "tiny").save_pretrained(place / "twins")
+    kept = [block for i, block in enumerate(model.model.layers) if i != 2]
+    model.model.layers = torch.nn.ModuleList(kept)
+    model.config.num_hidden_layers = 7
+    model.save_pretrained(place / "one-twin")
+    AutoTokenizer.from_pretrained(place / "tiny").save_pretrained(place / "one-twin")
+    code, _, err = call("heal", "one-twin", "--teacher", "twins", *TEXT, "--out", "twin-out")
+    assert code == 2
+    assert "several runs of blocks fit" in err
+    assert "2-2, 3-3" in err
+
+
+def test_eval_measures_folders_beside_the_dense_model(place: Path) -> None:
+    works("prune", "tiny", "--blocks", "3-4", "--out", "for-eval")
+    out = works("eval", "for-eval", "--eval-text", "other.txt", "--eval-tokens", "1024", "--json")
+    found = json.loads(out)
+    assert list(found["quality"]) == ["tiny", "for-eval"]
+    assert found["quality"]["tiny"]["kl"] == 0.0
+    assert found["quality"]["for-eval"]["kl"] > 0.0
+    assert found["evaluation"]["tokens"] == 1024
+    table = works("eval", "for-eval", "--eval-text", "other.txt", "--eval-tokens", "1024")
+    assert "for-eval" in table
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_an_example_and_json(verb: str) -> None:
+    done = CliRunner().invoke(app, [verb, "--help"])
+    assert done.exit_code == 0
+    assert "--json" in done.stdout
+    if verb not in ("targets", "doctor"):
+        assert f"clp-edge {verb}" in " ".join(done.stdout.split())
