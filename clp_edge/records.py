@@ -17,14 +17,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from clp_edge.errors import ClpEdgeError
 
-SCHEMA = 1
+SCHEMA: Final = 1
 
 R = TypeVar("R")
 Variant = Literal["dense", "healed", "control"]
@@ -201,6 +201,20 @@ class TuningRecord:
 
 
 @dataclass(frozen=True)
+class RungRecord:
+    """One rung of the ladder: held-back KL before and after it, and whether it was kept."""
+
+    name: str
+    kl_before: float
+    kl_after: float | None
+    """None: it was no number"""
+    kept: bool
+    seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    """what there is to know besides; its keys depend on the rung"""
+
+
+@dataclass(frozen=True)
 class HealRecord:
     """How the cut was mended; the changed tensors are beside it. KL on held-back text."""
 
@@ -219,6 +233,8 @@ class HealRecord:
     """what was left out, and why"""
     parts: dict[str, float] = field(default_factory=dict)
     """seconds of collect, refit, tune; and of one tuning step"""
+    rungs: tuple[RungRecord, ...] = ()
+    """those that were climbed, in order; one that does not apply to this cut is in `notes`"""
 
 
 # --- what the writing and measuring stages leave ------------------------------------------------

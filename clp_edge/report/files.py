@@ -1,13 +1,14 @@
-"""Write the report's files, each whole or not at all (PITFALLS 25)."""
+"""The report's files: written each whole or not at all (PITFALLS 25), and read again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from clp_edge.durable import write_text
+from clp_edge.errors import ClpEdgeError
 from clp_edge.records import Report, encode
 from clp_edge.report.card import render_card
-from clp_edge.report.document import validate
+from clp_edge.report.document import read_report, validate
 from clp_edge.report.markdown import render_markdown
 
 
@@ -26,3 +27,19 @@ def write_report(report: Report, out_dir: Path) -> list[Path]:
     for name, text in texts.items():
         write_text(out_dir / name, text)
     return [out_dir / name for name in texts]
+
+
+def load_report(path: Path) -> Report:
+    """The report of a finished run: of its output folder, or of the report.json itself.
+
+    Raises ClpEdgeError where there is none, ReportError where it departs from the contract.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        document = file.read_bytes()
+    except OSError as error:
+        raise ClpEdgeError(
+            f"{file} cannot be read: {error.strerror or error}",
+            "give the output folder of a finished clp-edge compress, or its report.json",
+        ) from error
+    return read_report(document)
