@@ -143,3 +143,8 @@ RUNGS.add(
     "clp_edge.heal.endpoints:ENDPOINTS",
     "then tuning of the two blocks beside the cut",
 )
+
+TASKS = Registry("form of a task file", "--tasks")
+TASKS.add("choices", "clp_edge.evaluate.tasks:CHOICES", "context, choices, label")
+TASKS.add("contexts", "clp_edge.evaluate.tasks:CONTEXTS", "contexts, choices, label: partial")
+TASKS.add("target", "clp_edge.evaluate.tasks:TARGET", "context, target: the last word")

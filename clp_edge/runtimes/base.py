@@ -98,6 +98,13 @@ class Session(Protocol):
         """Greedy continuation; ends at `stop` or the file's end tokens, which are not returned."""
         ...
 
+    def score(
+        self, context: Sequence[int], choices: Sequence[Sequence[int]]
+    ) -> list[tuple[float, bool]]:
+        """(sum of log-probabilities in nats, whether greedy decoding would write it) of each choice
+        after the same context, which the runtime computes once where it can."""
+        ...
+
     def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing: ...
 
     def peak_rss_mib(self) -> float:

@@ -5,9 +5,10 @@ It answers as the llama.cpp engine does, so a folder can stand in the same table
 
 from __future__ import annotations
 
+import copy
 import random
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clp_edge.errors import UsageError
+from clp_edge.runtimes import scoring
 from clp_edge.runtimes.base import ArtifactInfo, Timing
 from clp_edge.runtimes.memory import peak_rss_mib
+from clp_edge.runtimes.scoring import Score
 
 _PART_BYTES = 256 * 1024 * 1024
 
@@ -27,6 +30,45 @@ def _end_ids(value: int | list[int] | None) -> frozenset[int]:
     if value is None:
         return frozenset()
     return frozenset([value] if isinstance(value, int) else value)
+
+
+Forward = Callable[[torch.Tensor, Any, int], tuple[torch.Tensor, Any]]
+"""(ids (batch, tokens), cache or None, logits of how many last tokens, 0 for all) -> (logits
+(batch, tokens, vocabulary), cache)"""
+
+
+@torch.no_grad()
+def score_branches(
+    forward: Forward,
+    context: Sequence[int],
+    choices: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+) -> list[Score]:
+    """Every choice after one context, which runs once: the choices are a batch on its cache.
+
+    They are padded on the right, where a causal model does not look. A batch holds as many as keep
+    its logits within 256 MB.
+    """
+    scoring.check(context, choices)
+    rows, cache = forward(torch.tensor([list(context)], device=device), None, 1)
+    first = rows[0, -1:].float().cpu().numpy()
+    longest = max(len(choice) for choice in choices) - 1
+    if longest == 0:
+        return [scoring.score_rows(first, choice) for choice in choices]
+    room = max(1, _PART_BYTES // (4 * longest * first.shape[-1]))
+    scores = []
+    for start in range(0, len(choices), room):
+        group = choices[start : start + room]
+        ids = torch.zeros(len(group), longest, dtype=torch.int64)
+        for row, choice in enumerate(group):
+            ids[row, : len(choice) - 1] = torch.tensor(list(choice[:-1]), dtype=torch.int64)
+        branch = cache if start + room >= len(choices) else copy.deepcopy(cache)
+        branch.batch_repeat_interleave(len(group))
+        rows, _ = forward(ids.to(device), branch, 0)
+        for row, choice in enumerate(group):
+            later = rows[row, : len(choice) - 1].float().cpu().numpy()
+            scores.append(scoring.score_rows(np.concatenate([first, later]), choice))
+    return scores
 
 
 class TorchEngine:
@@ -100,6 +142,17 @@ class TorchEngine:
                 out = self._forward([token], out.past_key_values, 1)
         return fresh
 
+    def choice_scores(
+        self, context_ids: Sequence[int], choices_ids: Sequence[Sequence[int]]
+    ) -> list[Score]:
+        self._need(scoring.check(context_ids, choices_ids))
+
+        def forward(ids: torch.Tensor, cache: Any, keep: int) -> tuple[torch.Tensor, Any]:
+            out = self._forward(ids, cache, keep)
+            return out.logits, out.past_key_values
+
+        return score_branches(forward, context_ids, choices_ids, torch.device(self.device))
+
     def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
         self._need(depth + max(prompt, generate))
         rng = random.Random(seed)
@@ -131,8 +184,11 @@ class TorchEngine:
         self._synchronize()
         return cache
 
-    def _forward(self, ids: Sequence[int], cache: Any, keep: int) -> Any:
-        tokens = torch.tensor([list(ids)], device=self.device)
+    def _forward(self, ids: Sequence[int] | torch.Tensor, cache: Any, keep: int) -> Any:
+        """ids: the tokens of one sequence, or (batch, tokens)."""
+        if not isinstance(ids, torch.Tensor):
+            ids = torch.tensor([list(ids)])
+        tokens = ids.to(self.device)
         return self.model(
             tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep, return_dict=True
         )

@@ -22,11 +22,14 @@ import numpy as np
 from clp_edge.errors import MissingDependencyError, UsageError
 from clp_edge.runtimes.base import ArtifactInfo, Timing
 from clp_edge.runtimes.memory import peak_rss_mib
+from clp_edge.runtimes.scoring import Score, check, score_rows
 
 PIP_LINE = "pip install 'clp-edge[gguf]'"
 _PART_BYTES = 256 * 1024 * 1024
 _KV_TYPES = {"f32": 0, "f16": 1}  # ggml_type
 _FLASH_OFF = 0
+BRANCHES = 16
+"""Continuations of one context that are computed beside each other."""
 
 
 def load_library() -> ModuleType:
@@ -94,7 +97,11 @@ class LlamaEngine:
         self.vocab = self.library.llama_model_get_vocab(self.model)
         self.vocabulary = int(self.library.llama_vocab_n_tokens(self.vocab))
         self.part = max(1, min(batch, _PART_BYTES // (4 * max(1, self.vocabulary))))
-        self.context = self._open_context(threads, context, kv_type, batch)
+        self._how = (threads, context, kv_type, batch)
+        self.context = self._open_context(*self._how)
+        # llama.cpp aborts on more sequences than it may make logits for at once
+        self._branches = max(1, min(BRANCHES, self.part))
+        self._branched: Any = None
         load_ms = (time.perf_counter() - begin) * 1e3
         self.memory = self.library.llama_get_memory(self.context)
         self.size = int(self.library.llama_n_ctx(self.context))
@@ -111,7 +118,9 @@ class LlamaEngine:
             bytes=Path(path).stat().st_size,
         )
 
-    def _open_context(self, threads: int, context: int, kv_type: str, batch: int) -> Any:
+    def _open_context(
+        self, threads: int, context: int, kv_type: str, batch: int, *, sequences: int = 1
+    ) -> Any:
         params = self.library.llama_context_default_params()
         params.n_ctx = context
         params.n_batch = batch
@@ -121,6 +130,9 @@ class LlamaEngine:
         params.type_k = params.type_v = _KV_TYPES[kv_type]
         if kv_type == "f32":  # for exactness; a benchmark keeps the default
             params.flash_attn_type = _FLASH_OFF
+        if sequences > 1:  # one memory for all, so that they can share tokens
+            params.n_seq_max = sequences
+            params.kv_unified = True
         if self.part < batch and hasattr(params, "n_outputs_max"):
             params.n_outputs_max = self.part
         opened = self.library.llama_init_from_model(self.model, params)
@@ -208,6 +220,63 @@ class LlamaEngine:
                 self._feed(self._pieces([token]))
         return fresh
 
+    def choice_scores(
+        self, context_ids: Sequence[int], choices_ids: Sequence[Sequence[int]]
+    ) -> list[Score]:
+        """A token of the context belongs to every choice's sequence, so it is computed once; all
+        goes into one batch where it fits (idea: llama.cpp, tools/perplexity, HellaSwag)."""
+        self._need(check(context_ids, choices_ids))
+        self._check_ids([*context_ids, *(i for choice in choices_ids for i in choice)])
+        scores: list[Score] = []
+        group: list[Sequence[int]] = []
+        held = len(context_ids)
+        for choice in choices_ids:
+            if len(group) == self._branches or held + len(choice) - 1 > self.size:
+                scores += self._score_group(context_ids, group)
+                group, held = [], len(context_ids)
+            group.append(choice)
+            held += len(choice) - 1
+        return scores + self._score_group(context_ids, group)
+
+    def _score_group(
+        self, context_ids: Sequence[int], choices_ids: Sequence[Sequence[int]]
+    ) -> list[Score]:
+        """At most `_branches` choices that fit the open context together."""
+        if self._branched is None:
+            self._branched = self._open_context(*self._how, sequences=self._branches)
+        opened, everyone = self._branched, range(len(choices_ids))
+        last = len(context_ids) - 1
+        # (token, position, its sequences, whether its logits are wanted)
+        plan: list[tuple[int, int, Sequence[int], bool]] = [
+            (token, place, everyone, place == last) for place, token in enumerate(context_ids)
+        ]
+        for index, choice in enumerate(choices_ids):
+            plan += [(t, last + 1 + i, (index,), True) for i, t in enumerate(choice[:-1])]
+        self.library.llama_memory_clear(self.library.llama_get_memory(opened), True)
+        batch = self.library.llama_batch_init(self.part, 0, self._branches)
+        rows: list[list[np.ndarray]] = [[] for _ in everyone]
+        try:
+            for start in range(0, len(plan), self.part):
+                piece = plan[start : start + self.part]
+                batch.n_tokens = len(piece)
+                for row, (token, place, sequences, wanted) in enumerate(piece):
+                    batch.token[row] = token
+                    batch.pos[row] = place
+                    batch.n_seq_id[row] = len(sequences)
+                    for at, sequence in enumerate(sequences):
+                        batch.seq_id[row][at] = sequence
+                    batch.logits[row] = wanted
+                self._decode(batch, opened)
+                for row, (_, _, sequences, wanted) in enumerate(piece):
+                    if wanted:
+                        made = self._row(opened, row).copy()
+                        for sequence in sequences:
+                            rows[sequence].append(made)
+        finally:
+            self.library.llama_batch_free(batch)
+        pairs = zip(rows, choices_ids, strict=True)
+        return [score_rows(np.stack(made), choice) for made, choice in pairs]
+
     def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
         self._need(depth + max(prompt, generate))
         rng = random.Random(seed)
@@ -269,14 +338,18 @@ class LlamaEngine:
         for piece in pieces:
             self._decode(self.library.llama_batch_get_one(piece, len(piece)))
 
-    def _decode(self, batch: Any) -> None:
-        code = self.library.llama_decode(self.context, batch)
+    def _decode(self, batch: Any, context: Any = None) -> None:
+        code = self.library.llama_decode(self.context if context is None else context, batch)
         if code != 0:
             reason = {1: "no room in the context", 2: "aborted", -1: "invalid batch"}
             raise RuntimeError(f"llama_decode answered {code} ({reason.get(code, 'fatal error')})")
 
     def _last_logits(self) -> np.ndarray:
-        values = self.library.llama_get_logits_ith(self.context, -1)
+        return self._row(self.context, -1)
+
+    def _row(self, context: Any, index: int) -> np.ndarray:
+        """The logits of one token of the last batch, in the runtime's own memory."""
+        values = self.library.llama_get_logits_ith(context, index)
         if not values:
             raise RuntimeError("llama_get_logits_ith gave nothing")
         return np.ctypeslib.as_array(values, shape=(self.vocabulary,))

@@ -20,6 +20,7 @@ import numpy as np
 from clp_edge.errors import MissingDependencyError, UsageError
 from clp_edge.runtimes.base import ArtifactInfo, Timing
 from clp_edge.runtimes.memory import peak_rss_mib
+from clp_edge.runtimes.scoring import Score, score_by_logits
 
 PIP_LINE = "pip install 'clp-edge[onnx]'"
 GRAPH = "model.onnx"
@@ -150,6 +151,11 @@ class OrtEngine:
             if len(fresh) < max_new_tokens:
                 rows, cache = self._run([token], cache)
         return fresh
+
+    def choice_scores(
+        self, context_ids: Sequence[int], choices_ids: Sequence[Sequence[int]]
+    ) -> list[Score]:
+        return score_by_logits(self.iter_logits, context_ids, choices_ids)
 
     def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
         self._need(depth + max(prompt, generate))

@@ -20,6 +20,7 @@ import numpy as np
 from clp_edge.errors import MissingDependencyError, UsageError
 from clp_edge.runtimes.base import ArtifactInfo, Timing
 from clp_edge.runtimes.memory import peak_rss_mib
+from clp_edge.runtimes.scoring import Score, score_by_logits
 
 PIP_LINE = "pip install 'clp-edge[onnx]'"
 CONFIG = "genai_config.json"
@@ -144,6 +145,11 @@ class GenaiEngine:
                 break
             fresh.append(token)
         return fresh
+
+    def choice_scores(
+        self, context_ids: Sequence[int], choices_ids: Sequence[Sequence[int]]
+    ) -> list[Score]:
+        return score_by_logits(self.iter_logits, context_ids, choices_ids)
 
     def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
         self._need(depth + max(prompt, generate))

@@ -111,6 +111,12 @@ class ChildSession:
         arguments = (_plain(ids), max_new_tokens)
         return self._child.ask("call", "generate", arguments, {"stop": frozenset(stop)})
 
+    def score(
+        self, context: Sequence[int], choices: Sequence[Sequence[int]]
+    ) -> list[tuple[float, bool]]:
+        arguments = (_plain(context), [_plain(choice) for choice in choices])
+        return self._child.ask("call", "choice_scores", arguments, {})
+
     def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
         sizes = {"prompt": prompt, "generate": generate, "depth": depth}
         if min(sizes.values()) < 0 or prompt + generate == 0:

@@ -167,6 +167,13 @@ def test_plain_onnxruntime_gives_the_same_answers(tied, tmp_path):
         assert info.context_length == theirs.info.context_length
         assert abs(ours.logits(ids) - theirs.logits(ids)).max() < 1e-4
         assert ours.generate(ids, 8) == theirs.generate(ids, 8)
+        choices = [ids[4:], ids[4:6], ids[:1]]
+        scores = ours.score(ids[:4], choices)
+        rows = torch.log_softmax(torch.from_numpy(ours.logits(ids)).double(), -1)[3:-1]
+        whole = float(rows[torch.arange(len(rows)), torch.tensor(ids[4:])].sum())
+        assert scores[0][0] == pytest.approx(whole, abs=1e-3)
+        alone = [score for score, _ in scores]
+        assert [s for s, _ in theirs.score(ids[:4], choices)] == pytest.approx(alone, abs=1e-3)
         assert ours.end_tokens() == theirs.end_tokens()
         assert ours.detokenize(ours.tokenize("wörld 12")) == "wörld 12"
         timing = ours.time_once(prompt=8, generate=2, depth=4)
