@@ -11,7 +11,7 @@ import pytest
 
 from clp_edge.errors import ClpEdgeError, PreflightError
 from clp_edge.records import to_plain
-from clp_edge.report import read_report
+from clp_edge.report import parse_report
 from clp_edge.ui import LINE_EVERY_S, Ui
 from tests.report.sample import SAMPLE, sample_report
 
@@ -123,7 +123,7 @@ def test_json_leaves_stdout_to_one_document():
         pass
     ui.print_json(report)
     assert json.loads(out.getvalue()) == to_plain(report)
-    assert read_report(out.getvalue()) == report
+    assert parse_report(out.getvalue()) == report
     assert "done in" in err.getvalue()
 
 

@@ -3,7 +3,7 @@
 Its shape is `records.Report`; here is what the shape alone does not show. A null means "not
 measured", never 0.
 
->>> read_report(b"{}")                                                     # doctest: +ELLIPSIS
+>>> parse_report(b"{}")                                                     # doctest: +ELLIPSIS
 Traceback (most recent call last):
     ...
 clp_edge.report.document.ReportError: the report is not of schema 1: Object missing required...
@@ -85,7 +85,7 @@ def build_report(
     return replace(report, verdict=verdict(report))
 
 
-def read_report(document: bytes | str) -> Report:
+def parse_report(document: bytes | str) -> Report:
     """The report that a report.json holds. Raises ReportError, naming the place of a departure."""
     try:
         report = decode(document, Report)
@@ -107,7 +107,7 @@ def validate(report: Report) -> Report:
         document = encode(report)
     except RecordError as error:
         raise _departs(str(error)) from error
-    return read_report(document)
+    return parse_report(document)
 
 
 def _departs(why: str) -> ReportError:

@@ -8,7 +8,7 @@ from clp_edge.durable import write_text
 from clp_edge.errors import ClpEdgeError
 from clp_edge.records import Report, encode
 from clp_edge.report.card import render_card
-from clp_edge.report.document import read_report, validate
+from clp_edge.report.document import parse_report, validate
 from clp_edge.report.markdown import render_markdown
 
 
@@ -29,7 +29,7 @@ def write_report(report: Report, out_dir: Path) -> list[Path]:
     return [out_dir / name for name in texts]
 
 
-def load_report(path: Path) -> Report:
+def read_report(path: Path) -> Report:
     """The report of a finished run: of its output folder, or of the report.json itself.
 
     Raises ClpEdgeError where there is none, ReportError where it departs from the contract.
@@ -42,4 +42,4 @@ def load_report(path: Path) -> Report:
             f"{file} cannot be read: {error.strerror or error}",
             "give the output folder of a finished clp-edge compress, or its report.json",
         ) from error
-    return read_report(document)
+    return parse_report(document)

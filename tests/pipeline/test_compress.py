@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from clp_edge.models.anatomy import dissect
 from clp_edge.pipeline.folder import read_state
-from clp_edge.report import read_report
+from clp_edge.report import parse_report
 from tests.conftest import save_tiny_llama, write_words
 
 pytestmark = pytest.mark.llama
@@ -70,7 +70,7 @@ def test_the_output_folder_is_as_designed(finished) -> None:
 
 def test_the_report_keeps_its_contract_and_its_numbers_agree(finished) -> None:
     out, done = finished
-    read_report((out / "report.json").read_bytes())
+    parse_report((out / "report.json").read_bytes())
     report = json.loads((out / "report.json").read_text())
     assert report["model"]["blocks"] == 8
     assert len(report["search"]["dropped"]) == 2
@@ -155,5 +155,5 @@ def test_ctrl_c_leaves_a_folder_that_resumes(place: Path) -> None:
     )
     assert resumed.returncode == 0, resumed.stderr
     assert "Search: done before, kept" in resumed.stderr
-    assert read_report(resumed.stdout).bench is None
+    assert parse_report(resumed.stdout).bench is None
     assert len(list((place / "stopped").glob("gguf/*.gguf"))) == 1

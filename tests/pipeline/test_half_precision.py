@@ -20,7 +20,7 @@ from clp_edge.data import write_own_text
 from clp_edge.heal import TuningSettings, heal
 from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.models.surgery import remove_blocks
-from clp_edge.report import read_report
+from clp_edge.report import parse_report
 from clp_edge.search import search
 from clp_edge.segment import Segment
 from tests.conftest import byte_level_tokenizer, save_tiny_llama, write_words
@@ -124,7 +124,7 @@ def test_compress_goes_through_in_every_dtype_with_the_same_results(place: Path)
     for dtype in HALVES:
         name = str(dtype).removeprefix("torch.")
         report = compress(place, name)
-        read_report(json.dumps(report))
+        parse_report(json.dumps(report))
         assert report["search"]["dropped"] == exact["search"]["dropped"]
         assert set(report["quality"]) == set(exact["quality"])
         for who, ours in report["quality"].items():

@@ -16,7 +16,7 @@ from clp_edge.records import Span, encode, to_plain
 from clp_edge.report import (
     ReportError,
     build_report,
-    load_report,
+    parse_report,
     read_report,
     validate,
     write_report,
@@ -176,7 +176,7 @@ def held(value: Any, contract: Any, where: str = "$") -> None:
 
 
 def test_a_report_of_the_first_schema_reads_and_none_of_its_keys_is_renamed():
-    report = read_report(json.dumps(CONTRACT))
+    report = parse_report(json.dumps(CONTRACT))
     held(json.loads(encode(report)), CONTRACT)
     assert report.samples == report.warnings == ()
     assert report.model.license is UNSET
@@ -189,12 +189,12 @@ def test_a_newer_report_reads_too():
     newer = json.loads(json.dumps(CONTRACT))
     newer["carbon"] = {"grams": 1}
     newer["search"]["windows"][0]["mood"] = "good"
-    assert read_report(json.dumps(newer)) == read_report(json.dumps(CONTRACT))
+    assert parse_report(json.dumps(newer)) == parse_report(json.dumps(CONTRACT))
 
 
 def test_the_sample_is_what_a_reader_of_its_file_gets():
     report = sample_report()
-    assert read_report(encode(report)) == report
+    assert parse_report(encode(report)) == report
     assert report.schema == 1
     assert report.version == clp_edge.__version__
     assert report.verdict.startswith("Blocks 12-17 (6 of 30) are gone: ")
@@ -232,7 +232,7 @@ def test_wrong_values_are_refused_with_their_place(path, wrong):
         holder = holder[step]
     holder[path[-1]] = wrong
     with pytest.raises(ReportError, match="not of schema 1") as caught:
-        read_report(json.dumps(document))
+        parse_report(json.dumps(document))
     assert f"$.{path[0]}" in str(caught.value)
 
 
@@ -240,13 +240,13 @@ def test_a_missing_key_is_refused_by_its_name():
     document = to_plain(sample_report())
     del document["bench"]["runs"][1]["mbu"]
     with pytest.raises(ReportError, match=r"`mbu` - at `\$\.bench\.runs\[1\]`"):
-        read_report(json.dumps(document))
+        parse_report(json.dumps(document))
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"schema": NaN}', b'{"command": "\xff"}'])
 def test_what_is_no_report_is_an_error_of_ours(broken):
     with pytest.raises(ReportError, match="not of schema 1"):
-        read_report(broken)
+        parse_report(broken)
 
 
 def test_a_record_that_was_made_wrong_is_refused():
@@ -321,7 +321,7 @@ def test_pitfall_25_all_files_or_none_and_no_temporary_left(tmp_path):
     paths = write_report(sample_report(), tmp_path)
     assert [path.name for path in paths] == ["report.json", "report.md", "README.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in paths)
-    assert load_report(tmp_path) == load_report(paths[0]) == sample_report()
+    assert read_report(tmp_path) == read_report(paths[0]) == sample_report()
 
     before = {path.name: path.read_bytes() for path in paths}
     broken = replace(sample_report(), seed=None)  # type: ignore[arg-type]
@@ -352,4 +352,4 @@ def test_the_parts_of_the_sample_are_fresh_each_time():
 def test_a_folder_without_a_report_says_what_to_give(tmp_path):
     for path in (tmp_path, tmp_path / "report.json", tmp_path / "nowhere"):
         with pytest.raises(ClpEdgeError, match=r"cannot be read: No such file.*; give the output"):
-            load_report(path)
+            read_report(path)
