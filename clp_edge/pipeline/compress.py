@@ -26,7 +26,7 @@ from clp_edge.pipeline.stages import (
 )
 from clp_edge.progress import Observer, Quiet
 from clp_edge.records import ModelRecord, Report
-from clp_edge.report import build_report, read_report, write_report
+from clp_edge.report import build_report, load_report, write_report
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,6 @@ def _report(config: CompressConfig, plan: Plan, context: Context, ledger: Ledger
 
 def _stored_report(out: Path) -> Report | None:
     try:
-        return read_report(out)
+        return load_report(out)
     except ClpEdgeError:
         return None

@@ -14,7 +14,7 @@ of `records.Report`, and only `files` writes.
 
 from clp_edge.report.card import render_card
 from clp_edge.report.document import ReportError, build_report, parse_report, validate
-from clp_edge.report.files import read_report, write_report
+from clp_edge.report.files import load_report, write_report
 from clp_edge.report.markdown import render_markdown
 from clp_edge.report.summary import SummaryRow, summary_table
 from clp_edge.report.verdict import verdict
@@ -23,8 +23,8 @@ __all__ = [
     "ReportError",
     "SummaryRow",
     "build_report",
+    "load_report",
     "parse_report",
-    "read_report",
     "render_card",
     "render_markdown",
     "summary_table",

@@ -29,7 +29,7 @@ def write_report(report: Report, out_dir: Path) -> list[Path]:
     return [out_dir / name for name in texts]
 
 
-def read_report(path: Path) -> Report:
+def load_report(path: Path) -> Report:
     """The report of a finished run: of its output folder, or of the report.json itself.
 
     Raises ClpEdgeError where there is none, ReportError where it departs from the contract.

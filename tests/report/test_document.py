@@ -16,8 +16,8 @@ from clp_edge.records import Span, encode, to_plain
 from clp_edge.report import (
     ReportError,
     build_report,
+    load_report,
     parse_report,
-    read_report,
     validate,
     write_report,
 )
@@ -321,7 +321,7 @@ def test_pitfall_25_all_files_or_none_and_no_temporary_left(tmp_path):
     paths = write_report(sample_report(), tmp_path)
     assert [path.name for path in paths] == ["report.json", "report.md", "README.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in paths)
-    assert read_report(tmp_path) == read_report(paths[0]) == sample_report()
+    assert load_report(tmp_path) == load_report(paths[0]) == sample_report()
 
     before = {path.name: path.read_bytes() for path in paths}
     broken = replace(sample_report(), seed=None)  # type: ignore[arg-type]
@@ -352,4 +352,4 @@ def test_the_parts_of_the_sample_are_fresh_each_time():
 def test_a_folder_without_a_report_says_what_to_give(tmp_path):
     for path in (tmp_path, tmp_path / "report.json", tmp_path / "nowhere"):
         with pytest.raises(ClpEdgeError, match=r"cannot be read: No such file.*; give the output"):
-            read_report(path)
+            load_report(path)
