@@ -2,6 +2,7 @@
 
 A ladder whose rungs all fold into existing weights: the closed-form refit of the block before the
 cut, then tuning of both endpoints. A rung that does not lower KL on held-back text is thrown away.
+Rungs stand behind one class (rung.py) and are rows of RUNGS.
 
 >>> healed = heal(body, Segment(13, 18), fit, select, rungs="endpoints")    # doctest: +SKIP
 >>> healed.kl_cut, healed.kl                                                # doctest: +SKIP
@@ -11,10 +12,8 @@ cut, then tuning of both endpoints. A rung that does not lower KL on held-back t
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from clp_edge.errors import ClpEdgeError
-from clp_edge.heal.collect import TailInputs, collect_tail, tail_blocks, tail_kl
-from clp_edge.heal.endpoints import TuningPoint, TuningSettings, tune
-from clp_edge.heal.refit import RIDGES, RefitSums
+from clp_edge.heal.collect import collect_tail, tail_kl
+from clp_edge.heal.endpoints import ENDPOINTS, TuningPoint
+from clp_edge.heal.ladder import climb, rungs_up_to
+from clp_edge.heal.refit import REFIT
+from clp_edge.heal.rung import Job, Mended, Rung, TuningSettings
+from clp_edge.heal.tail import State, Tail
 from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.progress import Progress, silent
+from clp_edge.records import RungRecord
+from clp_edge.registry import RUNGS
 from clp_edge.segment import Segment
 
-__all__ = ["RUNGS", "HealResult", "TuningSettings", "heal"]
-
-RUNGS = ("none", "refit", "endpoints")
-"""Each includes the one before."""
+__all__ = ["HealResult", "Job", "Mended", "Rung", "TuningSettings", "heal"]
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,68 @@ class HealResult:
     method: str
     segment: Segment
     kl_cut: float
-    kl_refit: float | None
-    kl_tuned: float | None
-    ridge: float | None
-    """the chosen lambda, relative to the mean diagonal; None where the refit was not kept"""
-    explained: float | None
-    """R² of the refit on the fitted text"""
-    history: tuple[TuningPoint, ...]
+    rungs: tuple[RungRecord, ...]
+    """those that were climbed, in order"""
     notes: tuple[str, ...]
     """what was left out, and why"""
-    state: dict[int, dict[str, Tensor]]
-    """the changed tensors per block id of the dense model; names relative to the block"""
-    seconds: dict[str, float]
-    """collect, refit, tune; and step, the mean of one tuning step"""
+    state: State
+    """the changed tensors"""
+    collect_seconds: float
+    """the two dense passes"""
 
     @property
     def kl(self) -> float:
         """Held-back KL of the result."""
-        return min(k for k in (self.kl_cut, self.kl_refit, self.kl_tuned) if k is not None)
+        kept = [rung.kl_after for rung in self.rungs if rung.kept and rung.kl_after is not None]
+        return min([self.kl_cut, *kept])
+
+    def rung(self, name: str) -> RungRecord | None:
+        """The record of a rung; None where it was not climbed."""
+        return next((rung for rung in self.rungs if rung.name == name), None)
+
+    @property
+    def kl_refit(self) -> float | None:
+        """After the refit, also where it was thrown away; None: none, or no number."""
+        refit = self.rung(REFIT.name)
+        return refit.kl_after if refit else None
+
+    @property
+    def ridge(self) -> float | None:
+        """The chosen lambda, relative to the mean diagonal; None where the refit was not kept."""
+        refit = self.rung(REFIT.name)
+        return refit.facts["ridge"] if refit and refit.kept else None
+
+    @property
+    def explained(self) -> float | None:
+        """R² of the refit on the fitted text; None where it was not kept."""
+        refit = self.rung(REFIT.name)
+        return refit.facts["explained"] if refit and refit.kept else None
+
+    @property
+    def kl_tuned(self) -> float | None:
+        """After the tuning; where it was thrown away, what it was before."""
+        tuned = self.rung(ENDPOINTS.name)
+        if tuned is None:
+            return None
+        return tuned.kl_after if tuned.kept else tuned.kl_before
+
+    @property
+    def history(self) -> tuple[TuningPoint, ...]:
+        """Held-back KL along the tuning, without the checks that gave no number."""
+        tuned = self.rung(ENDPOINTS.name)
+        points = tuned.facts["history"] if tuned else ()
+        return tuple(TuningPoint(**point) for point in points if point["kl"] is not None)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """collect, refit, tune, and step, the mean of one tuning step: what there was of them."""
+        found = {"collect": self.collect_seconds}
+        refit, tuned = self.rung(REFIT.name), self.rung(ENDPOINTS.name)
+        if refit is not None:
+            found["refit"] = refit.seconds
+        if tuned is not None:
+            found |= {"step": tuned.facts["step_seconds"], "tune": tuned.seconds}
+        return found
 
     def apply(self, pruned: Any) -> None:
         """Put the new weights into a model whose segment has been removed."""
@@ -78,35 +123,6 @@ class HealResult:
                     setattr(module, leaf, nn.Parameter(fresh, requires_grad=False))
 
 
-class _Tail:
-    """The cut model from the first endpoint on; the endpoints are float32 copies."""
-
-    def __init__(self, body: Anatomy, segment: Segment) -> None:
-        self.body = body
-        self.order = tail_blocks(segment, len(body))
-        self.trained: dict[int, nn.Module] = {
-            index: copy.deepcopy(body.blocks[index]).float()
-            for index in segment.endpoints(len(body))
-        }
-        dtype = next(body.model.parameters()).dtype
-        device = next(body.model.parameters()).device
-        self.dtype = dtype
-        self._autocast = (
-            (lambda: torch.autocast(device.type, dtype=dtype))
-            if dtype != torch.float32
-            else nullcontext
-        )
-
-    def __call__(self, entry: Tensor, arguments: list[dict[str, Any]]) -> Tensor:
-        hidden = entry
-        with self._autocast():
-            for index in self.order:
-                block = self.trained.get(index, self.body.blocks[index])
-                output = block(hidden, **arguments[index])
-                hidden = output[0] if isinstance(output, tuple) else output
-            return self.body.normed(hidden.to(self.dtype))
-
-
 def heal(
     body: Anatomy,
     segment: Segment,
@@ -114,7 +130,6 @@ def heal(
     select: Tensor,
     *,
     rungs: str = "endpoints",
-    refit_sequences: int | None = None,
     tuning: TuningSettings | None = None,
     batch: int = 4,
     seed: int = 0,
@@ -123,33 +138,18 @@ def heal(
     """Mend the removal of `segment`; the dense model itself is not changed.
 
     Args: fit and select (sequences, tokens) int64, calibration text that is trained on, and held
-        back to choose by; rungs, one of RUNGS.
-    Raises: ClpEdgeError for an unknown rung, or where there is no text.
+        back to choose by; rungs, the last of RUNGS to climb, or "none".
+    Raises: UsageError for an unknown rung, ClpEdgeError where there is no text.
     """
-    if rungs not in RUNGS:
-        raise ClpEdgeError(f"unknown healing {rungs!r}", f"choose {', '.join(RUNGS)}")
     if len(fit) == 0 or len(select) == 0:
         raise ClpEdgeError("healing has no calibration text", "give more calibration text")
-    notes: list[str] = []
-    seconds: dict[str, float] = {}
-    tail = _Tail(body, segment)
-    refuses = _refit_refusal(body, segment)
-    sums = RefitSums(body.residual_multiplier)
-    wanted = rungs != "none" and refuses is None
-    if rungs != "none" and refuses is not None:
-        notes.append(refuses)
+    wanted = rungs_up_to(rungs)
+    refusals = {rung.name: rung.refuses(body, segment) for rung in wanted}
+    notes = [f"no {r.noun}: {refusals[r.name]}" for r in wanted if refusals[r.name] is not None]
+    climbed = [rung for rung in wanted if refusals[rung.name] is None]
+    tail = Tail(body, segment)
 
     began = time.perf_counter()
-    used = fit[:1] if rungs == "none" else fit if rungs == "endpoints" else fit[:refit_sequences]
-    gathered = collect_tail(
-        body,
-        segment,
-        used,
-        observe=sums.add if wanted else None,
-        batch=batch,
-        progress=progress,
-        note="dense pass over the calibration text",
-    )
     held = collect_tail(
         body, segment, select, batch=batch, progress=progress, note="held-back text"
     )
@@ -158,114 +158,36 @@ def heal(
         raise ClpEdgeError(
             "the cut model's logits are not finite on the held-back text", "give --dtype float32"
         )
-    seconds["collect"] = time.perf_counter() - began
+    records: tuple[RungRecord, ...] = ()
+    collected = time.perf_counter() - began
+    if climbed:
+        watchers = {rung.name: rung.watch(body, segment) for rung in climbed}
+        watching = {name: watcher for name, watcher in watchers.items() if watcher is not None}
 
-    kl_refit, ridge, explained = None, None, None
-    if wanted:
-        began = time.perf_counter()
-        kl_refit, ridge, explained = _refit(body, tail, segment, sums, held, batch, progress)
-        seconds["refit"] = time.perf_counter() - began
-        if kl_refit >= kl_cut:
-            notes.append(
-                f"the refit was thrown away: it took KL on held-back text from {kl_cut:.3f} "
-                f"to {kl_refit:.3f}"
-            )
-            ridge = explained = None
-            kl_refit = kl_refit if math.isfinite(kl_refit) else None
-            _restore(tail, body, segment)
+        def observe(inner: Tensor, at_cut: Tensor, target: Tensor) -> None:
+            for watcher in watching.values():
+                watcher.add(inner, at_cut, target)
 
-    history: tuple[TuningPoint, ...] = ()
-    kl_tuned = None
-    if rungs == "endpoints":
-        began = time.perf_counter()
-        before = min(kl_cut, kl_refit) if kl_refit is not None else kl_cut
-        history, seconds["step"] = tune(
+        learnt = collect_tail(
             body,
-            tail.order,
-            tail.trained,
-            tail,
-            gathered,
-            held,
-            tuning or TuningSettings(),
-            before=before,
-            seed=seed,
+            segment,
+            fit,
+            observe=observe if watching else None,
+            batch=batch,
             progress=progress,
+            note="dense pass over the calibration text",
         )
-        kl_tuned = min(point.kl for point in history)
-        seconds["tune"] = time.perf_counter() - began
-        if kl_tuned >= before:
-            notes.append("the tuning was thrown away: it did not lower KL on held-back text")
+        collected = time.perf_counter() - began
+        settings = tuning or TuningSettings()
+        job = Job(tail, learnt, held, kl_cut, settings, seed, batch, watching)
+        records, thrown = climb(climbed, job, progress)
+        notes += thrown
     return HealResult(
-        method=rungs,
+        method=RUNGS.choose(rungs),
         segment=segment,
         kl_cut=kl_cut,
-        kl_refit=kl_refit,
-        kl_tuned=kl_tuned,
-        ridge=ridge,
-        explained=explained,
-        history=history,
+        rungs=records,
         notes=tuple(notes),
-        state=_changed(tail, body),
-        seconds=seconds,
+        state=tail.changes(),
+        collect_seconds=collected,
     )
-
-
-def _refit_refusal(body: Anatomy, segment: Segment) -> str | None:
-    """Why the refit does not apply to this cut, or None."""
-    if segment.first == 0:
-        return "no refit: the cut begins at block 0, and there is no block before it"
-    if body.family.norm_after_mlp:
-        return (
-            f"no refit: in {body.family.model_type} a norm stands between the MLP's last matrix "
-            "and the residual stream, so the closed form does not apply"
-        )
-    return None
-
-
-def _refit(
-    body: Anatomy,
-    tail: _Tail,
-    segment: Segment,
-    sums: RefitSums,
-    held: TailInputs,
-    batch: int,
-    progress: Progress,
-) -> tuple[float, float, float]:
-    """Fold the best refit into the tail: held-back KL, the ridge that gave it, R²."""
-    down = tail.trained[segment.first - 1].get_submodule(body.family.down_projection)
-    weight = down.get_parameter("weight")
-    original = weight.detach().clone()
-    tried: list[tuple[float, float, float, Tensor]] = []
-    for number, ridge in enumerate(RIDGES):
-        change = sums.change(ridge)
-        with torch.no_grad():
-            weight.copy_(original + change.to(original.dtype))
-        kl = tail_kl(body, held, tail, batch=batch)
-        kl = kl if math.isfinite(kl) else math.inf  # overflowed: worse than any other
-        tried.append((kl, ridge, sums.explained(change), weight.detach().clone()))
-        progress(number + 1, len(RIDGES), f"refit with lambda {ridge:g}: KL {kl:.3f}")
-    kl, ridge, explained, best = min(tried, key=lambda entry: entry[0])
-    with torch.no_grad():
-        weight.copy_(best)
-    return kl, ridge, explained
-
-
-def _restore(tail: _Tail, body: Anatomy, segment: Segment) -> None:
-    """Take the refit back."""
-    index = segment.first - 1
-    tail.trained[index].load_state_dict(body.blocks[index].state_dict())
-
-
-def _changed(tail: _Tail, body: Anatomy) -> dict[int, dict[str, Tensor]]:
-    """The tensors that differ from the dense model's, per block."""
-    changed: dict[int, dict[str, Tensor]] = {}
-    for index, module in tail.trained.items():
-        dense = body.blocks[index].state_dict()
-        different = {
-            name: value.detach().clone()
-            for name, value in module.state_dict().items()
-            if not torch.equal(value, dense[name].to(value.dtype))
-        }
-        if different:
-            changed[index] = different
-    return changed

@@ -9,33 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clp_edge.heal.collect import TailInputs, tail_kl
+from clp_edge.heal.collect import tail_kl
+from clp_edge.heal.rung import Job, Mended, Rung, TuningSettings
 from clp_edge.kernels.head_kl import head_kl
-from clp_edge.models.anatomy import Anatomy
-from clp_edge.progress import Progress, silent
-
-
-@dataclass(frozen=True)
-class TuningSettings:
-    """Defaults as run on the demo model (docs/LOG.md). With 112 self-written sequences 1e-3 did
-    better than 3e-4 on unseen text; with 28 it swings, and 3e-4 is steady."""
-
-    steps: int = 100
-    tokens: int = 512
-    """of one step"""
-    learning_rate: float = 1e-3
-    warmup: int = 10
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    checks: int = 4
-    """how often held-back KL is measured on the way"""
+from clp_edge.progress import Progress
+from clp_edge.records import measured
 
 
 @dataclass(frozen=True)
@@ -46,24 +30,36 @@ class TuningPoint:
     kl: float
 
 
-def tune(
-    body: Anatomy,
-    blocks: Sequence[int],
-    trained: dict[int, nn.Module],
-    run: Callable[[Tensor, list[dict[str, Any]]], Tensor],
-    fit: TailInputs,
-    select: TailInputs,
-    settings: TuningSettings,
-    *,
-    before: float,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> tuple[tuple[TuningPoint, ...], float]:
-    """Tune the modules of `trained` in place; they end in the state of least held-back KL.
+class Endpoints(Rung):
+    """Tuning of the blocks beside the cut."""
 
-    Args: blocks, the tail's ids; run, the tail's forward; before, held-back KL as it is now.
+    name = "endpoints"
+    noun = "tuning"
+
+    def mend(self, job: Job, progress: Progress) -> Mended:
+        """Facts: history (held-back KL by step, None: no number), step_seconds (mean of one)."""
+        points, seconds = tune(job, progress)
+        kl = min((p.kl for p in points[1:] if math.isfinite(p.kl)), default=math.inf)
+        history = [{"step": point.step, "kl": measured(point.kl)} for point in points]
+        return Mended(kl, {"history": history, "step_seconds": seconds})
+
+
+ENDPOINTS = Endpoints()
+
+
+def tune(job: Job, progress: Progress) -> tuple[tuple[TuningPoint, ...], float]:
+    """Tune the endpoints in place; of the states that were checked they end in the one of least
+    held-back KL.
+
     Returns: the held-back KL along the way (step 0 included), and seconds a step.
     """
+    body, trained, run, fit, settings = (
+        job.tail.body,
+        job.tail.trained,
+        job.tail,
+        job.fit,
+        job.settings,
+    )
     parameters = [p for module in trained.values() for p in module.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -75,11 +71,11 @@ def tune(
         fit.entry.device.type, init_scale=1024.0, enabled=fit.entry.dtype == torch.float16
     )
     batch = max(1, min(settings.tokens // fit.tokens, len(fit.ids)))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(job.seed)
     order = _endless(len(fit.ids), batch, generator)
     every = max(1, math.ceil(settings.steps / settings.checks))
-    best, best_state = before, _state(trained)
-    points = [TuningPoint(0, before)]
+    best, best_state = math.inf, None
+    points = [TuningPoint(0, job.kl)]
     spent = 0.0
     for step in range(settings.steps):
         began = time.perf_counter()
@@ -100,14 +96,14 @@ def tune(
         spent += time.perf_counter() - began
         progress(step + 1, settings.steps, f"tuning, KL {float(loss.detach()):.3f}")
         if (step + 1) % every == 0 or step + 1 == settings.steps:
-            kl = tail_kl(body, select, run, batch=batch)
+            kl = tail_kl(body, job.held, run, batch=batch)
             points.append(TuningPoint(step + 1, kl))
             if kl < best:
-                best, best_state = kl, _state(trained)
+                best, best_state = kl, job.tail.state()
     for parameter in parameters:
         parameter.requires_grad_(False)
-    for index, module in trained.items():
-        module.load_state_dict(best_state[index])
+    if best_state is not None:
+        job.tail.restore(best_state)
     return tuple(points), spent / max(1, settings.steps)
 
 
@@ -119,16 +115,9 @@ def _schedule(step: int, settings: TuningSettings) -> float:
     return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * rest))
 
 
-def _endless(count: int, batch: int, generator: torch.Generator) -> Any:
+def _endless(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Batches of sequence ids, epoch after epoch, each in its own order."""
     while True:
         order = torch.randperm(count, generator=generator)
         for start in range(0, count - batch + 1, batch):
             yield order[start : start + batch]
-
-
-def _state(trained: dict[int, nn.Module]) -> dict[int, dict[str, Tensor]]:
-    return {
-        index: {name: value.detach().clone() for name, value in module.state_dict().items()}
-        for index, module in trained.items()
-    }

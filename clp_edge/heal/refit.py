@@ -17,12 +17,17 @@ The map that ReplaceMe (arXiv 2505.02819) folds into W is a special case of D.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError
+from clp_edge.heal.rung import Job, Mended, Rung
+from clp_edge.models.anatomy import Anatomy
+from clp_edge.progress import Progress
+from clp_edge.segment import Segment
 
 RIDGES = (0.01, 0.03, 0.1, 0.3)
 """lambda, relative to the mean diagonal of the weighted Gram; chosen on held-back text."""
@@ -74,3 +79,49 @@ class RefitSums:
             + r * r * float(((change @ self.gram) * change).sum())
         )
         return 1.0 - left / self.gap
+
+
+class Refit(Rung):
+    """The closed form, folded into the last matrix of the block before the cut."""
+
+    name = "refit"
+    noun = "refit"
+
+    def refuses(self, body: Anatomy, segment: Segment) -> str | None:
+        if segment.first == 0:
+            return "the cut begins at block 0, and there is no block before it"
+        if body.family.norm_after_mlp:
+            return (
+                f"in {body.family.model_type} a norm stands between the MLP's last matrix "
+                "and the residual stream, so the closed form does not apply"
+            )
+        return None
+
+    def watch(self, body: Anatomy, segment: Segment) -> RefitSums:
+        return RefitSums(body.residual_multiplier)
+
+    def mend(self, job: Job, progress: Progress) -> Mended:
+        """Facts: the ridge of least held-back KL, and the R² that it has on the fitted text."""
+        tail, sums = job.tail, job.watchers[self.name]
+        assert isinstance(sums, RefitSums)
+        block = tail.trained[tail.segment.first - 1]
+        weight = block.get_submodule(tail.body.family.down_projection).get_parameter("weight")
+        original = best = weight.detach().clone()
+        kl, ridge, explained = math.inf, math.nan, 0.0
+        for number, one in enumerate(RIDGES):
+            change = sums.change(one)
+            with torch.no_grad():
+                weight.copy_(original + change.to(original.dtype))
+            after = job.held_kl()
+            progress(number + 1, len(RIDGES), f"refit with lambda {one:g}: KL {after:.3f}")
+            if after < kl:  # NaN, where it overflowed, is not
+                kl, ridge, explained = after, one, sums.explained(change)
+                best = weight.detach().clone()
+        with torch.no_grad():
+            weight.copy_(best)
+        if not math.isfinite(kl):
+            return Mended(math.inf)
+        return Mended(kl, {"ridge": ridge, "explained": explained})
+
+
+REFIT = Refit()

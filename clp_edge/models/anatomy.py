@@ -23,7 +23,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,11 +152,20 @@ class Anatomy:
         return _hidden(self.blocks[index](hidden, **arguments[index]))
 
     def run_blocks(
-        self, indices: Sequence[int], hidden: Tensor, arguments: BlockArguments
+        self,
+        indices: Sequence[int],
+        hidden: Tensor,
+        arguments: BlockArguments,
+        *,
+        instead: Mapping[int, nn.Module] | None = None,
     ) -> Tensor:
-        """These blocks, one after the other."""
+        """These blocks, one after the other; `instead` holds modules for the places of some."""
         for index in indices:
-            hidden = self.run_block(index, hidden, arguments)
+            block = instead.get(index) if instead else None
+            if block is None:
+                hidden = self.run_block(index, hidden, arguments)
+            else:
+                hidden = _hidden(block(hidden, **arguments[index]))
         return hidden
 
     def normed(self, hidden: Tensor) -> Tensor:

@@ -203,7 +203,7 @@ def test_the_tail_starts_where_the_dense_model_was() -> None:
 
 def test_no_text_and_unknown_rungs_are_refused() -> None:
     body = dissect(tiny_model("llama"))
-    with pytest.raises(ClpEdgeError, match="unknown healing"):
+    with pytest.raises(ClpEdgeError, match="unknown heal rung"):
         heal(body, SEGMENT, random_ids(2, 8), random_ids(1, 8), rungs="magic")
     with pytest.raises(ClpEdgeError, match="no calibration text"):
         heal(body, SEGMENT, random_ids(2, 8)[:0], random_ids(1, 8))

@@ -65,6 +65,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Heal
         history=tuple(TuningRecord(point.step, point.kl) for point in found.history),
         notes=found.notes,
         parts=found.seconds,
+        rungs=found.rungs,
         seconds=time.perf_counter() - began,
     )
 
@@ -86,12 +87,8 @@ def healing(context: Context) -> HealResult:
         method=record.method,
         segment=search.segment(context),
         kl_cut=record.kl_cut,
-        kl_refit=record.kl_refit,
-        kl_tuned=record.kl_tuned,
-        ridge=record.ridge,
-        explained=record.explained,
-        history=(),
+        rungs=record.rungs,
         notes=record.notes,
         state=state,
-        seconds=record.parts,
+        collect_seconds=record.parts["collect"],
     )

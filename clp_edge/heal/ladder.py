@@ -1,0 +1,61 @@
+"""The ladder: rungs one after the other, each kept only where it lowers held-back KL."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from clp_edge.heal.rung import Job, Rung
+from clp_edge.progress import Progress
+from clp_edge.records import RungRecord
+from clp_edge.registry import RUNGS
+
+
+def rungs_up_to(name: str) -> tuple[Rung, ...]:
+    """The rungs that `--heal NAME` means: all rows of RUNGS up to that one; none for "none".
+
+    Raises UsageError for an unknown name.
+    """
+    chosen = RUNGS.choose(name)
+    names = RUNGS.names()
+    upto = names[: names.index(chosen) + 1] if chosen in names else ()
+    return tuple(RUNGS.load(name) for name in upto)
+
+
+def climb(
+    rungs: Sequence[Rung], job: Job, progress: Progress
+) -> tuple[tuple[RungRecord, ...], list[str]]:
+    """Run these rungs on `job.tail`, which ends in the best state that was met.
+
+    Returns: a record of each, and a note for each that was thrown away.
+    """
+    records: list[RungRecord] = []
+    notes: list[str] = []
+    for rung in rungs:
+        began = time.perf_counter()
+        before = job.tail.state()
+        mended = rung.mend(job, progress)
+        finite = math.isfinite(mended.kl)
+        kept = finite and mended.kl < job.kl
+        if not kept:
+            job.tail.restore(before)
+            came = f"{mended.kl:.3g}" if finite else "no number"
+            notes.append(
+                f"the {rung.noun} was thrown away: it took KL on held-back text from {job.kl:.3g} "
+                f"to {came}"
+            )
+        records.append(
+            RungRecord(
+                name=rung.name,
+                kl_before=job.kl,
+                kl_after=mended.kl if finite else None,
+                kept=kept,
+                seconds=time.perf_counter() - began,
+                facts=mended.facts,
+            )
+        )
+        if kept:
+            job = replace(job, kl=mended.kl)
+    return tuple(records), notes
