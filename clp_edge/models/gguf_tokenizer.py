@@ -2,9 +2,8 @@
 
 transformers' own reading is wrong for both kinds: byte-level BPE always gets GPT-2's pre-tokenizer
 (so the digits of `pre = smollm` come out wrong), and SentencePiece loses leading spaces in version
-5. So the tokenizer is built here from the file's tokens, merges, scores and types. The
-pre-tokenizers are those of the models' own tokenizer.json files and of llama.cpp's table of
-`tokenizer.ggml.pre` names.
+5. So the tokenizer is built here from the file's tokens, merges, scores and types. What a
+`tokenizer.ggml.pre` name means is in `pretokenizers.py`, the exporter's own table.
 
 >>> from clp_edge.models.gguf_header import read_header
 >>> gguf_tokenizer(read_header(path)).tokenize("a1b22")                     # doctest: +SKIP
@@ -13,53 +12,19 @@ pre-tokenizers are those of the models' own tokenizer.json files and of llama.cp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from clp_edge.errors import ClpEdgeError, UnsupportedModelError
 from clp_edge.models.gguf_header import GgufHeader
+from clp_edge.models.pretokenizers import PreTokenizer, built, named, names
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 SPACE = "\u2581"  # how SentencePiece writes a space
-
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-@dataclass(frozen=True)
-class PreTokenizer:
-    """How text is cut before the byte-pair merges, for one `tokenizer.ggml.pre` name."""
-
-    split: str | None = None
-    """A regular expression; None takes GPT-2's, which `tokenizers` has built in."""
-    digits: bool = False
-    """Every digit is a piece of its own, before anything else."""
-    nfc: bool = False
-    ignore_merges: bool = False
-    """A piece that is a token as it stands is taken whole."""
-    add_bos: bool = False
-    """What llama.cpp does where the file has no `add_bos_token`."""
-
-
-LLAMA3 = PreTokenizer(split=LLAMA3_SPLIT, ignore_merges=True, add_bos=True)
-QWEN2 = PreTokenizer(split=QWEN2_SPLIT, nfc=True)
-PRE_TOKENIZERS = {
-    "smollm": PreTokenizer(digits=True),
-    "llama-bpe": LLAMA3,
-    "llama3": LLAMA3,
-    "llama-v3": LLAMA3,
-    "qwen2": QWEN2,
-    "deepseek-r1-qwen": QWEN2,
-    "gpt-2": PreTokenizer(),
-}
 
 
 def gguf_tokenizer(header: GgufHeader) -> PreTrainedTokenizerFast:
@@ -77,8 +42,8 @@ def gguf_tokenizer(header: GgufHeader) -> PreTrainedTokenizerFast:
             "and 'llama' (SentencePiece) are known",
             "give the model's Hugging Face folder instead",
         )
-    names = _special_names(header)
-    bos = names.get("bos_token")
+    special = _special_names(header)
+    bos = special.get("bos_token")
     if adds_bos and bos is not None:
         backend.post_processor = TemplateProcessing(
             single=[bos, "$A"],
@@ -89,7 +54,7 @@ def gguf_tokenizer(header: GgufHeader) -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
         model_max_length=int(header.own("context_length", 1 << 30)),
-        **names,
+        **special,
     )
     tokenizer.chat_template = header.value("tokenizer.chat_template")
     return tokenizer
@@ -97,11 +62,11 @@ def gguf_tokenizer(header: GgufHeader) -> PreTrainedTokenizerFast:
 
 def _byte_level_bpe(header: GgufHeader) -> tuple[PreTokenizer, Tokenizer]:
     name = header.value("tokenizer.ggml.pre", "default")
-    pre = PRE_TOKENIZERS.get(name)
+    pre = named(name)
     if pre is None:
         raise UnsupportedModelError(
             f"the pre-tokenizer {name!r} of {header.path.name} is not known "
-            f"({', '.join(PRE_TOKENIZERS)} are)",
+            f"({', '.join(names())} are)",
             "give the model's Hugging Face folder instead",
         )
     tokens = header.value("tokenizer.ggml.tokens", [])
@@ -126,13 +91,7 @@ def _byte_level_bpe(header: GgufHeader) -> tuple[PreTokenizer, Tokenizer]:
     backend = Tokenizer(model)
     if pre.nfc:
         backend.normalizer = normalizers.NFC()
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre.split is None)
-    first: list[Any] = []
-    if pre.digits:
-        first.append(pre_tokenizers.Digits(individual_digits=True))
-    if pre.split is not None:
-        first.append(pre_tokenizers.Split(Regex(pre.split), behavior="isolated", invert=False))
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level]) if first else byte_level
+    backend.pre_tokenizer = built(pre)
     backend.decoder = decoders.ByteLevel()
     _add_special_tokens(backend, header, tokens)
     return pre, backend
@@ -159,12 +118,12 @@ def _sentencepiece_bpe(header: GgufHeader) -> Tokenizer:
             if left in vocabulary and right in vocabulary:
                 ranked.append((-score, vocabulary[left], vocabulary[right], left, right))
     ranked.sort()
-    names = _special_names(header)
+    special = _special_names(header)
     backend = Tokenizer(
         BPE(
             vocab=vocabulary,
             merges=[(left, right) for *_, left, right in ranked],
-            unk_token=names.get("unk_token"),
+            unk_token=special.get("unk_token"),
             fuse_unk=True,
             byte_fallback=True,
         )

@@ -131,14 +131,18 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     with quiet(), _explained(source):
         if source.is_gguf:
             return gguf_tokenizer(read_header(source.path))
-        folder = str(source.path)
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        if _agrees_with_file(tokenizer, source.path / "tokenizer.json"):
-            return tokenizer
-        # a class of transformers that rebuilds the tokenizer may disagree with the file it is from
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return folder_tokenizer(source.path)
+
+
+def folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder, as its tokenizer.json says it."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+    if _agrees_with_file(tokenizer, folder / "tokenizer.json"):
+        return tokenizer
+    # a class of transformers that rebuilds the tokenizer may disagree with the file it is from
+    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
 
 
 def load_model(
@@ -275,7 +279,8 @@ def _is_gguf_leftover(config: Any) -> bool:
     return getattr(quantization, "quant_method", None) == "gguf"
 
 
-HARD_TEXT = "a1b22c333 ½ ²  Éé naïve 中文, it's\r\n\t x\u00a0y 👩‍💻 don't"
+# it begins with spaces: transformers 5 has a Llama 2 tokenizer lose SentencePiece's own before them
+HARD_TEXT = "  a1b22c333 ½ ²  Éé naïve 中文, it's\r\n\t x\u00a0y 👩‍💻 don't"
 
 
 def _agrees_with_file(tokenizer: Any, path: Path) -> bool:

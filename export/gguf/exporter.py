@@ -66,11 +66,11 @@ class GgufExporter:
 
     @cached_property
     def hf(self) -> Any:
-        """transformers' tokenizer."""
-        from transformers import AutoTokenizer
+        """The folder's tokenizer, as its tokenizer.json says it."""
+        from clp_edge.models.source import folder_tokenizer
 
         with self._explained():
-            return AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+            return folder_tokenizer(self.folder)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

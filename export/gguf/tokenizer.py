@@ -1,141 +1,77 @@
-"""A byte-level BPE tokenizer as GGUF keys; anything else is refused by name (PITFALLS 13).
+"""A tokenizer as GGUF keys; what llama.cpp cannot do is refused by name (PITFALLS 13).
 
-llama.cpp cuts text by a rule chosen by the name `tokenizer.ggml.pre`. The name is found here from
-what the tokenizer itself does - its normalizer and its pre-tokenizer steps, one by one - and never
-guessed: an unknown step is an error at plan time. `verify.py` then compares ids of hard texts.
+llama.cpp knows two kinds that we write: byte-level BPE (`tokenizer_bpe.py`) and SentencePiece's BPE
+(`tokenizer_sentencepiece.py`). Which one, and by which rules, is found from what the tokenizer
+itself does - its model, normalizer and pre-tokenizer steps, one by one - and never guessed: an
+unknown step is an error at plan time. `verify.py` then compares ids of hard texts.
 
 A source that is a GGUF file brings its keys along (`tokenizer.gguf`); they are carried verbatim.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFValueType, TokenType
 from jinja2 import TemplateError
+from tokenizers import AddedToken
 
 from clp_edge.errors import UnsupportedModelError
+from clp_edge.export.gguf import tokenizer_bpe, tokenizer_sentencepiece
+from clp_edge.export.gguf.tokenizer_parts import Entry, definition, refuse
 from clp_edge.models.gguf_header import read_header
 
 CARRIED_FILE = "tokenizer.gguf"
 
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+END_NAMES = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
+    *("<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"),
+    *("<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "[e~["),
 )
-_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-_DIGITS = "each digit alone"
-_BYTES = "bytes"
-_GPT2 = "GPT-2's pattern, then bytes"
-
-
-@dataclass(frozen=True)
-class PreTokenizer:
-    """One row: what `tokenizer.json` does, and llama.cpp's name for it."""
-
-    name: str
-    steps: tuple[str, ...]
-    ignore_merges: bool = False
-    """Whether a piece that is a token as a whole is taken without merging."""
-
-
-PRE_TOKENIZERS = (
-    PreTokenizer("smollm", (_DIGITS, _GPT2)),
-    PreTokenizer("gpt-2", (_GPT2,)),
-    PreTokenizer("llama-bpe", (f"split {_LLAMA3_SPLIT}", _BYTES), ignore_merges=True),
-    PreTokenizer("smaug-bpe", (f"split {_LLAMA3_SPLIT}", _BYTES)),
-    PreTokenizer("qwen2", (f"split {_QWEN2_SPLIT}", _BYTES)),
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One GGUF key with its value and types."""
-
-    key: str
-    value: Any
-    kind: GGUFValueType
-    sub_kind: GGUFValueType | None = None
-
-
-def _refuse(what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"the tokenizer cannot be written to GGUF: {what}",
-        "known are byte-level BPE tokenizers of the SmolLM2, Llama 3 and Qwen2 kind",
-    )
-
-
-def _definition(tokenizer: Any) -> dict[str, Any]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise _refuse(f"{type(tokenizer).__name__} is no fast tokenizer")
-    return json.loads(backend.to_str())
-
-
-def _flat(part: dict[str, Any] | None, inside: str) -> list[dict[str, Any]]:
-    if part is None:
-        return []
-    if part["type"] == "Sequence":
-        return [step for inner in part[inside] for step in _flat(inner, inside)]
-    return [part]
-
-
-def _step(part: dict[str, Any]) -> str:
-    """A pre-tokenizer step in the words of the table."""
-    kind = part["type"]
-    if kind == "Digits" and part.get("individual_digits"):
-        return _DIGITS
-    if kind == "ByteLevel":
-        if part.get("add_prefix_space"):
-            raise _refuse("it puts a space before the text (ByteLevel add_prefix_space)")
-        return _GPT2 if part.get("use_regex", True) else _BYTES
-    if kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert"):
-        pattern = part["pattern"].get("Regex")
-        if pattern is not None:
-            return f"split {pattern}"
-    raise _refuse(f"unknown pre-tokenizer step {json.dumps(part)[:160]}")
+"""llama.cpp makes a control token of any token of these names, and ends a generation there
+(llama-vocab.cpp). Qwen's vocabulary has an ordinary "</s>": the end of HTML's strikethrough."""
 
 
 def recognise(tokenizer: Any) -> str:
-    """llama.cpp's name of the pre-tokenizer; UnsupportedModelError names the unknown part."""
-    whole = _definition(tokenizer)
-    model = whole["model"]
-    if model["type"] != "BPE":
-        raise _refuse(f"its model is {model['type']}, not BPE")
-    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(name):
-            raise _refuse(f"its BPE model sets {name}")
-    for part in _flat(whole["normalizer"], "normalizers"):
-        if part["type"] != "NFC":
-            raise _refuse(f"unknown normalizer {json.dumps(part)[:160]}")
-    steps = tuple(_step(part) for part in _flat(whole["pre_tokenizer"], "pretokenizers"))
-    ignores = bool(model.get("ignore_merges"))
-    for row in PRE_TOKENIZERS:
-        if row.steps == steps and row.ignore_merges == ignores:
-            return row.name
-    raise _refuse(f"unknown pre-tokenizer: {' + '.join(steps) or 'none'}, ignore_merges {ignores}")
+    """llama.cpp's name of the pre-tokenizer, "default" for SentencePiece; UnsupportedModelError
+    names the unknown part."""
+    whole = definition(tokenizer)
+    if tokenizer_sentencepiece.is_sentencepiece(whole):
+        tokenizer_sentencepiece.recognise(whole)
+        return "default"
+    return tokenizer_bpe.recognise(whole)
 
 
 def notes(tokenizer: Any) -> list[str]:
     """What llama.cpp does not do of this tokenizer, in plain words."""
-    whole = _definition(tokenizer)
-    said = []
-    if _flat(whole["normalizer"], "normalizers"):
-        said.append("llama.cpp does not normalize text (NFC): decomposed accents get other tokens")
-    missing = _missing_bytes(whole["model"]["vocab"])
-    if missing:
-        said.append(f"{len(missing)} of the 256 bytes have no token and are dropped")
-    return said
+    whole = definition(tokenizer)
+    claimed = _claimed(whole)
+    found = [f"llama.cpp ends a text at {token!r}, an ordinary token here" for token in claimed]
+    if tokenizer_sentencepiece.is_sentencepiece(whole):
+        return found + tokenizer_sentencepiece.notes(whole)
+    return found + tokenizer_bpe.notes(whole)
 
 
-def _missing_bytes(vocabulary: dict[str, int]) -> list[str]:
-    from tokenizers.pre_tokenizers import ByteLevel
+def as_written(tokenizer: Any) -> Any:
+    """The tokenizer that llama.cpp makes of the file: this one, less what `notes` says of spaces
+    and of ordinary tokens that are none to llama.cpp."""
+    whole = definition(tokenizer)
+    claimed = _claimed(whole)
+    if tokenizer_sentencepiece.is_sentencepiece(whole):
+        tokenizer = tokenizer_sentencepiece.as_written(tokenizer, whole)
+    if claimed:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens([AddedToken(text, special=True, normalized=False) for text in claimed])
+    return tokenizer
 
-    return [character for character in ByteLevel.alphabet() if character not in vocabulary]
+
+def _claimed(whole: dict[str, Any]) -> list[str]:
+    """Ordinary tokens that llama.cpp takes for an end of text by their name alone."""
+    added = {token["content"] for token in whole["added_tokens"]}
+    return [name for name in END_NAMES if name in whole["model"]["vocab"] and name not in added]
 
 
 def added_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -145,7 +81,7 @@ def added_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
-    raise _refuse("its special tokens change the text between them")
+    raise refuse("its special tokens change the text between them")
 
 
 def chat_turn(tokenizer: Any) -> str | None:
@@ -159,7 +95,7 @@ def chat_turn(tokenizer: Any) -> str | None:
     try:
         return tokenizer.apply_chat_template(turn, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
-        raise _refuse(f"its chat template does not render a question and answer ({error})") from (
+        raise refuse(f"its chat template does not render a question and answer ({error})") from (
             error
         )
 
@@ -177,25 +113,29 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
 def entries(config: Any, tokenizer: Any) -> list[Entry]:
     """All `tokenizer.*` keys of a Hugging Face tokenizer; raises where one cannot be written."""
-    pre = recognise(tokenizer)
-    model = _definition(tokenizer)["model"]
+    recognise(tokenizer)  # an unknown kind is named before anything is asked of it
+    whole = definition(tokenizer)
     before, after = added_ends(tokenizer)
     bos = before[0] if before else tokenizer.bos_token_id
     eos = after[0] if after else _first(tokenizer.eos_token_id, config.eos_token_id)
     if len(before) > 1 or len(after) > 1:
-        raise _refuse(f"it adds {before} before and {after} after a text")
+        raise refuse(f"it adds {before} before and {after} after a text")
     tokens, kinds = _vocabulary(tokenizer, int(config.vocab_size))
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     array, string, flag = GGUFValueType.ARRAY, GGUFValueType.STRING, GGUFValueType.BOOL
-    found = [
-        Entry("tokenizer.ggml.model", "gpt2", string),
-        Entry("tokenizer.ggml.pre", pre, string),
+    if tokenizer_sentencepiece.is_sentencepiece(whole):
+        found = tokenizer_sentencepiece.entries(whole, tokens)
+        unknown = tokenizer.unk_token
+        kinds = [
+            tokenizer_sentencepiece.kind_of(token, kind, unknown)
+            for token, kind in zip(tokens, kinds, strict=True)
+        ]
+    else:
+        found = tokenizer_bpe.entries(whole)
+    found += [
         Entry("tokenizer.ggml.tokens", tokens, array, string),
         Entry("tokenizer.ggml.token_type", kinds, array, GGUFValueType.INT32),
-        Entry("tokenizer.ggml.merges", merges, array, string),
         Entry("tokenizer.ggml.add_bos_token", bool(before), flag),
         Entry("tokenizer.ggml.add_eos_token", bool(after), flag),
-        Entry("tokenizer.ggml.add_space_prefix", False, flag),
     ]
     special = {
         "bos": bos,
@@ -229,9 +169,10 @@ def _template(tokenizer: Any) -> str:
 
 def _vocabulary(tokenizer: Any, size: int) -> tuple[list[str], list[int]]:
     """Token texts and types of every row of the embedding; rows without a token are unused."""
-    by_id = {index: token for token, index in tokenizer.get_vocab().items()}
+    taken = tokenizer.get_vocab()
+    by_id = {index: token for token, index in taken.items()}
     if by_id and max(by_id) >= size:
-        raise _refuse(f"token id {max(by_id)} has no row in the embedding of {size}")
+        raise refuse(f"token id {max(by_id)} has no row in the embedding of {size}")
     tokens: list[str] = []
     kinds: list[int] = []
     added = tokenizer.added_tokens_decoder
@@ -239,9 +180,10 @@ def _vocabulary(tokenizer: Any, size: int) -> tuple[list[str], list[int]]:
     for index in range(size):
         extra = added.get(index)
         if extra is not None and (extra.lstrip or extra.rstrip or extra.single_word):
-            raise _refuse(f"token {extra.content!r} looks at the text beside it")
+            raise refuse(f"token {extra.content!r} looks at the text beside it")
         if index not in by_id:
-            tokens.append(f"[PAD{index}]")
+            name = f"[PAD{index}]"  # llama.cpp aborts at a name twice
+            tokens.append(name if name not in taken else f"<unused row {index}>")
             kinds.append(int(TokenType.UNUSED))
             continue
         tokens.append(by_id[index])

@@ -161,11 +161,13 @@ def check_tokens(session: Session, path: Path, hf: Any) -> int:
     turn = tokenizer.chat_turn(hf)
     if turn is not None:
         texts.append((turn, False))
+    written = tokenizer.as_written(hf)
     for text, special in texts:
         theirs = session.tokenize(text, add_special=special)
-        ours = hf.encode(text, add_special_tokens=special)
+        ours = written.encode(text, add_special_tokens=special)
+        # an older llama.cpp may leave ordinary tokens alone that `written` marks
         _require(
-            theirs == ours,
+            theirs == ours or theirs == hf.encode(text, add_special_tokens=special),
             path,
             f"token ids differ on {text[:48]!r}: llama.cpp {_around(theirs, ours)}, "
             f"transformers {_around(ours, theirs)}",

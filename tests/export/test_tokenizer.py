@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from gguf import GGUFValueType, GGUFWriter
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -14,6 +16,7 @@ from clp_edge.export.gguf import tokenizer as tokenizers
 from clp_edge.export.gguf.verify import check_tokens
 from clp_edge.runtimes import open_artifact
 from tests.export.models import CHATML, KINDS, tiny_tokenizer
+from tests.export.vocabulary import llama_cpp_ids, write_vocabulary
 
 
 def by_key(config, hf):
@@ -45,8 +48,6 @@ def test_whole_pieces_are_taken_without_merging_only_where_the_tokenizer_does(
     word = "Ġxylophone"
     old = hf.backend_tokenizer
     vocabulary = {**old.get_vocab(with_added_tokens=False), word: 480}
-    import json
-
     merges = [tuple(m) for m in json.loads(old.to_str())["model"]["merges"]]
     old.model = BPE(vocab=vocabulary, merges=merges, ignore_merges=ignores)
     entries = tokenizers.entries(tiny.config, hf)
@@ -61,8 +62,12 @@ def wordpiece():
     return Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
 
 
-def sentencepiece_like():
+def without_bytes():
     return Tokenizer(models.BPE(byte_fallback=True))
+
+
+def unigram():
+    return Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))
 
 
 def odd_pattern():
@@ -90,7 +95,8 @@ def prefix_space():
     ("build", "named"),
     [
         (wordpiece, "WordPiece"),
-        (sentencepiece_like, "byte_fallback"),
+        (without_bytes, "256 of the 256 byte tokens are missing"),
+        (unigram, "Unigram"),
         (odd_pattern, "Whitespace"),
         (lower_case, "Lowercase"),
         (prefix_space, "add_prefix_space"),
@@ -101,6 +107,42 @@ def test_pitfall_13_anything_else_is_refused_at_plan_time(tiny, build, named):
     found = plan(tiny.config, hf, resolve("q8_0"))
     assert [type(p) for p in found.problems] == [UnsupportedModelError]
     assert named in str(found.problems[0])
+
+
+@pytest.mark.llama
+def test_a_name_that_llama_cpp_takes_for_an_end_is_said_and_compared_as_such(tiny, tmp_path):
+    """Qwen's vocabulary has an ordinary token "</s>", which llama.cpp makes a control token."""
+    hf = tiny_tokenizer("qwen2")
+    old = hf.backend_tokenizer
+    model = json.loads(old.to_str())["model"]
+    merges = [*(tuple(m) for m in model["merges"]), ("<", "/"), ("</", "s"), ("</s", ">")]
+    vocabulary = dict(model["vocab"])
+    for left, right in merges:
+        vocabulary.setdefault(left + right, max(vocabulary.values()) + 1)
+    old.model = BPE(vocab=vocabulary, merges=merges)
+    config = type(tiny.config)(vocab_size=max(hf.get_vocab().values()) + 1)
+    assert any("'</s>', an ordinary token here" in note for note in tokenizers.notes(hf))
+    path = write_vocabulary(tmp_path / "x.gguf", tokenizers.entries(config, hf))
+    text = "a<s></s>[x"
+    (theirs,) = llama_cpp_ids(path, [(text, False)])
+    assert vocabulary["</s>"] in theirs
+    assert tokenizers.as_written(hf).encode(text) == theirs
+    assert len(hf) == len(vocabulary)  # the tokenizer itself is not changed
+
+
+@pytest.mark.llama
+def test_ignore_merges_is_free_where_merging_makes_every_token(tiny, tmp_path):
+    """GPT-OSS says ignore_merges, and llama.cpp's gpt-4o does not do it."""
+    hf = tiny_tokenizer("gpt-2")
+    old = hf.backend_tokenizer
+    model = json.loads(old.to_str())["model"]
+    merges = [tuple(m) for m in model["merges"]]
+    old.model = BPE(vocab=model["vocab"], merges=merges, ignore_merges=True)
+    assert tokenizers.recognise(hf) == "gpt-2"
+    vocabulary = {**model["vocab"], "Ġxylophone": max(model["vocab"].values()) + 1}
+    old.model = BPE(vocab=vocabulary, merges=merges, ignore_merges=True)
+    with pytest.raises(UnsupportedModelError, match="does not make 'Ġxylophone'"):
+        tokenizers.recognise(hf)
 
 
 def test_a_token_that_takes_its_neighbours_spaces_is_refused(tiny):
