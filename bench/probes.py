@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_edge.bench.bandwidth import last_level_cache
+from clp_edge.jetson import jetson_model
 
 # Arm processors do not spell their name in /proc/cpuinfo: (implementer, part) -> core.
 ARM_CORES = {
@@ -75,7 +76,7 @@ class DeviceCard:
 def probe(root: Path = Path("/")) -> DeviceCard:
     """Read the card of this device, or of the file tree under `root`."""
     cpuinfo = _read(root / "proc/cpuinfo") or ""
-    board = _jetson_model(root)
+    board = jetson_model(root)
     return DeviceCard(
         cpu_model=_cpu_model(cpuinfo),
         architecture=platform.machine(),
@@ -226,11 +227,6 @@ def _gpus(root: Path, board: str | None) -> tuple[str, ...]:
         # The integrated GPU of a board is not listed by the driver's folder.
         found.append(f"{board} (integrated)")
     return tuple(found)
-
-
-def _jetson_model(root: Path) -> str | None:
-    model = (_read(root / "proc/device-tree/model") or "").strip("\0 \n")
-    return model if "jetson" in model.lower() else None
 
 
 def _power_mode(root: Path) -> str | None:

@@ -11,7 +11,6 @@ its providers, llama.cpp and the others are loaded. Nothing is changed and nothi
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -24,6 +23,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from clp_edge.ort_packages import (
+    CUDA,
+    GENAI,
+    ONNXRUNTIME,
+    PROCESSOR,
+    clash,
+    gpu_cure,
+    install_line,
+    version_of,
+)
 
 Status = Literal["ok", "missing", "broken"]
 CHILD_TIMEOUT_S = 60.0
@@ -57,17 +67,8 @@ CORE = (
     Range("typer", (0, 15)),
     Range("msgspec", (0, 19)),
 )
-# Packages that break each other in one environment (PITFALLS 18).
-# A test makes it again with the onnx package: a graph of one MatMul of two 2 x 2 matrices.
-MATMUL = (
-    "CAg6VQoRCgFhCgFiEgFjIgZNYXRNdWwSAWdaEwoBYRIOCgwIARIICgIIAgoCCAJaEwoBYhIOCgwIARIICgIIAgoCCAJi"
-    "EwoBYxIOCgwIARIICgIIAgoCCAJCBAoAEA0="
-)
 # Providers that run nothing on this machine: Azure's calls a service elsewhere.
 ELSEWHERE = ("AzureExecutionProvider",)
-PROCESSOR, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
-GENAI = ("onnxruntime-genai", "onnxruntime-genai-cuda")
 
 # Each child prints one JSON object: what it found by really running the library.
 PROBES: dict[str, str] = {
@@ -97,33 +98,16 @@ import json, triton
 print(json.dumps({"version": triton.__version__}))
 """,
 }
-# A provider that cannot load is left out by onnxruntime in silence, and the processor computes
-# instead: without that way out, the session fails.
 MULTIPLY = """
-import base64, json, numpy, onnxruntime
-provider, model = {provider!r}, base64.b64decode({model!r})
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 4
-if provider != "CPUExecutionProvider":
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-x = numpy.full((2, 2), 3.0, dtype=numpy.float32)
-try:
-    session = onnxruntime.InferenceSession(model, options, providers=[provider])
-    (product,) = session.run(None, dict(a=x, b=x))
-    assert provider in session.get_providers(), "it was left out"
-    assert (product == 18.0).all(), f"it makes {{product[0, 0]}} of 18"
-    print(json.dumps(dict(fault="")))
-except Exception as error:
-    fault = str(error) or type(error).__name__
-    if "fallback to CPU EP" in fault:
-        fault = "it does not load, and the processor computes instead"
-    print(json.dumps(dict(fault=fault)))
+import json
+from clp_edge.ort_packages import fault_on
+print(json.dumps(dict(fault=fault_on({provider!r}))))
 """
 
 
 def multiply_on(provider: str) -> str:
     """The code of a child that multiplies two matrices on that provider of ONNX Runtime."""
-    return MULTIPLY.format(provider=provider, model=MATMUL)
+    return MULTIPLY.format(provider=provider)
 
 
 @dataclass(frozen=True)
@@ -194,14 +178,6 @@ class Board:
         if self.jetson:
             return "install NVIDIA's torch wheel for your JetPack (PyPI's has no Jetson GPU code)"
         return "pip install torch"
-
-
-def version_of(package: str) -> str | None:
-    """The installed version of a distribution, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def run_probe(code: str) -> Answer:
@@ -390,14 +366,9 @@ def _onnx(
     here = [twin for twin in twins if version(twin)]
     gpu = bool(board.gpus or board.jetson)
     keep = twins[1] if gpu else twins[0]
-    line = f"pip install {keep}"
-    if board.jetson:
-        # PyPI's aarch64 GPU wheel has no code for the Orin's sm_87 (PITFALLS 18).
-        line = f"install NVIDIA's {keep} wheel for your JetPack (PyPI's has no Jetson GPU code)"
-    if len(here) > 1:
-        both = " and ".join(f"{twin} {version(twin)}" for twin in here)
-        cure = f"pip uninstall -y {' '.join(here)} && pip install {keep}"
-        return Row(name, "broken", f"{both} are both installed and break each other", cure)
+    line = install_line(keep, jetson=board.jetson)
+    if (both := clash(twins, keep, version=version)) is not None:
+        return Row(name, "broken", both.cause, both.cure)
     if not here or answer is None:
         return Row(name, "missing", "not installed: no ONNX target", line)
     if answer.found is None:
@@ -414,10 +385,8 @@ def _onnx(
     if faults.get(PROCESSOR):
         return Row(name, "broken", detail, line)
     if gpu and providers and faults.get(CUDA, "not listed"):
-        if here[0] != keep:  # the GPU package beside the plain one would break both
-            line = f"pip uninstall -y {here[0]}, then {line}"
-        elif not board.jetson:
-            line = f"install the CUDA and cuDNN that {here[0]} {version(here[0])} was built for"
+        fault = faults.get(CUDA, "")
+        line = gpu_cure(here[0], keep, fault, jetson=board.jetson, version=version(here[0]))
         return Row(name, "missing" if CUDA in faults else "ok", f"{detail}; no GPU is used", line)
     return Row(name, "ok", detail)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import re
 import time
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 from clp_edge.doctor import (
     CORE,
-    MATMUL,
     PROBES,
     Answer,
     Diagnosis,
@@ -208,20 +206,14 @@ def test_pitfall_18_on_an_orin_the_wheel_without_its_code_is_named(orin):
     assert row.cure.startswith("install NVIDIA's onnxruntime-gpu wheel for your JetPack")
 
 
-def test_the_model_that_the_providers_run_is_one_matmul():
-    onnx = pytest.importorskip("onnx")
-    made = onnx.load_from_string(base64.b64decode(MATMUL))
-    onnx.checker.check_model(made)
-    assert [node.op_type for node in made.graph.node] == ["MatMul"]
-
-
 def test_the_multiplication_runs_for_real():
     pytest.importorskip("onnxruntime")
     assert run_probe(multiply_on("CPUExecutionProvider")) == RUNS
     listed = run_probe(PROBES["onnxruntime"]).found
     assert listed is not None
-    if "CUDAExecutionProvider" not in listed["providers"]:  # as where its libraries are missing
-        assert run_probe(multiply_on("CUDAExecutionProvider")) == DOES_NOT_LOAD
+    if "CUDAExecutionProvider" not in listed["providers"]:
+        answer = run_probe(multiply_on("CUDAExecutionProvider"))
+        assert answer == Answer({"fault": "the package was built without it"})
 
 
 def test_a_library_that_does_not_run_is_broken_not_a_crash(tmp_path):

@@ -32,6 +32,8 @@ FLOORS: dict[str, tuple[int, int]] = {
     "progress": (0, 1),
     "metrics": (0, 1),
     "waiting": (0, 1),
+    "jetson": (0, 1),
+    "ort_packages": (0, 1),
     "kernels": (0, 1),
     "registry": (0, 1),
     "config": (0, 2),
