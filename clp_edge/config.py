@@ -42,10 +42,12 @@ class Preset:
     bench_rounds: int
     bench_budget_s: float
     """what warm-up and rounds may take together"""
+    prompts: int = 4
+    """fixed prompts of each of six kinds, 4 at most"""
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset(28, 40, 512, 20, 3e-4, 8, 6, 90.0),
+    "quick": Preset(28, 40, 512, 20, 3e-4, 8, 6, 90.0, prompts=1),
     "balanced": Preset(112, 224, 1_536, 100, 1e-3, 32, 8, 180.0),
     "best": Preset(480, 960, 8_192, 480, 1e-3, 64, 15, 600.0),
 }
@@ -158,12 +160,23 @@ class EvaluationConfig:
     text: str | None = None
     sequences: int | Literal["all"] = PRESETS["balanced"].evaluation_sequences
     length: int = EVALUATION_LENGTH
+    tasks: tuple[str, ...] = ()
+    """files of questions, one JSON object a line (clp_edge.evaluate.tasks)"""
+    task_items: int | None = None
+    """how many of each, spread evenly; None: all"""
+    prompts: int = PRESETS["balanced"].prompts
+
+    def __post_init__(self) -> None:
+        if self.task_items is not None and self.task_items < 1:
+            raise UsageError(f"--task-items {self.task_items} asks nothing", "give 1 or more")
 
     @classmethod
-    def with_tokens(cls, text: str | None, tokens: str | None, sequences: int) -> EvaluationConfig:
-        """From --eval-tokens N|all; N is rounded up to whole sequences."""
+    def with_tokens(
+        cls, text: str | None, tokens: str | None, sequences: int, **more: Any
+    ) -> EvaluationConfig:
+        """From --eval-tokens N|all; N is rounded up to whole sequences. `more`: other fields."""
         if tokens is None:
-            return cls(text, sequences)
+            return cls(text, sequences, **more)
         if tokens != "all" and (not tokens.isdigit() or int(tokens) < 1):
             raise UsageError(
                 f"--eval-tokens {tokens!r} is not a number of tokens", "give a number, or all"
@@ -175,8 +188,8 @@ class EvaluationConfig:
                 "give --eval-text FILE as well, or leave --eval-tokens out",
             )
         if tokens == "all":
-            return cls(text, "all")
-        return cls(text, -(-int(tokens) // EVALUATION_LENGTH))
+            return cls(text, "all", **more)
+        return cls(text, -(-int(tokens) // EVALUATION_LENGTH), **more)
 
 
 @dataclass(frozen=True)
@@ -218,6 +231,46 @@ class CompressConfig:
             raise UsageError(f"--seed {self.seed} is negative", "give 0 or more")
         choose("--device", self.device, ("auto", "cpu", "cuda"))
         choose("--dtype", self.dtype, ("auto", "float32", "float16", "bfloat16"))
+
+    @classmethod
+    def of(
+        cls,
+        model: str | None = None,
+        *,
+        targets: tuple[str, ...] = ("gguf-q4",),
+        preset: str = "balanced",
+        prune: float | None = None,
+        drop_blocks: int | None = None,
+        blocks: str | None = None,
+        search: str = "auto",
+        heal: str = "endpoints",
+        calibration: str | None = None,
+        eval_text: str | None = None,
+        eval_tokens: str | None = None,
+        bench: bool = True,
+        **more: Any,
+    ) -> CompressConfig:
+        """What these flags of the command line mean, the sizes taken from the preset.
+
+        `more`: out, force, resume, seed, threads, device, dtype, command.
+        """
+        choose("--preset", preset, tuple(PRESETS))
+        work = PRESETS[preset]
+        return cls(
+            model=model,
+            targets=targets,
+            cut=CutConfig(prune, drop_blocks, blocks),
+            calibration=CalibrationConfig(
+                calibration, work.given_sequences if calibration else work.own_sequences
+            ),
+            search=SearchConfig(search, work.search_tokens),
+            heal=HealConfig(heal, work.tuning_steps, work.tuning_rate),
+            evaluation=EvaluationConfig.with_tokens(
+                eval_text, eval_tokens, work.evaluation_sequences
+            ),
+            bench=BenchConfig(bench, work.bench_rounds, budget_s=work.bench_budget_s),
+            **more,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The resolved configuration as plain JSON."""

@@ -50,6 +50,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "pipeline": (5, 0),
     "ui": (6, 0),
     "doctor": (6, 0),
+    "api": (6, 0),
     "commands": (7, 0),
     "cli": (7, 1),
     "__main__": (8, 0),

@@ -39,7 +39,15 @@ def shell_lines(text: str) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
-COMMANDS = [line for line in shell_lines(README) if line.startswith("clp-edge ")]
+SECTION = "## Step by step"
+STEPS = [
+    line
+    for line in shell_lines(README.split(SECTION)[1].split("\n## ")[0])
+    if line.startswith("clp-edge ")
+]
+COMMANDS = [
+    line for line in shell_lines(README) if line.startswith("clp-edge ") and line not in STEPS
+]
 
 
 def substituted(command: str, model: Path, folder: Path) -> list[str]:
@@ -119,6 +127,26 @@ def test_a_command_of_the_readme_works(command: str, tiny_demo: Path, tmp_path: 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.llama
+def test_the_steps_of_the_readme_work_one_after_the_other(tmp_path: Path) -> None:
+    """On a tiny model and little text; tests/pipeline/test_verbs.py compares with compress."""
+    name = "SmolLM2-135M-Instruct"  # as the demo model is called
+    model = save_tiny_llama(tmp_path / name, blocks=10)
+    text = write_words(tmp_path / "words.txt", seed=0, paragraphs=500)
+    sizes = ["--preset", "quick", "--calibration", str(text)]
+    more = {
+        "search": [str(model), *sizes],
+        "heal": [*sizes, "--heal", "refit"],
+        "bench": ["-p", "32", "-n", "8", "--rounds", "6", "--budget", "20"],
+    }
+    assert [step.split()[1] for step in STEPS] == ["search", "prune", "heal", "export", "bench"]
+    for step in STEPS:
+        words = shlex.split(step)[1:]
+        done = run([*words, *more.get(words[0], [])], tmp_path)
+        assert done.returncode == 0, f"{step}\n{done.stdout}\n{done.stderr}"
+    assert list((tmp_path / "files" / "gguf").glob("*.Q4_K_M.gguf"))
+
+
 def test_a_flag_that_does_not_exist_would_be_seen(tiny_demo: Path, tmp_path: Path) -> None:
     command = "clp-edge compress --target gguf-q4 --no-such-flag"
     done = run(substituted(command, tiny_demo, tmp_path), tmp_path)
@@ -136,10 +164,10 @@ def test_the_table_of_flags_is_the_help(tmp_path: Path) -> None:
 def test_the_targets_named_in_the_readme_exist() -> None:
     from clp_edge.export.targets import resolve
 
-    names = set(re.findall(r"`(gguf-[a-z0-9_]+)`", README))
-    assert len(names) >= 5
+    names = set(re.findall(r"`((?:gguf|onnx)-[a-z0-9_]+)`", README)) - {"onnx-gpu"}
+    assert len(names) >= 8
     for name in names:
-        assert resolve(name).format == "gguf"
+        assert resolve(name).format == name.split("-")[0]
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clp_edge import config as configuration
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.config import CompressConfig
 from clp_edge.errors import UsageError
 from clp_edge.progress import Interruptible
 from clp_edge.registry import METHODS, RUNGS
@@ -119,6 +119,8 @@ def run(
     """Prune, heal, quantize, export, prove and measure a model: the whole way.
 
     Search, healing and export are resumable: the same command goes on where it stopped.
+
+    Example: clp-edge compress ./my-model --target gguf-q4 --prune 0.2
     """
     with opened(json=json_output, quiet=quiet, debug=debug) as ui:
         for flag, value in (("--max-bytes", max_bytes), ("--min-speedup", min_speedup)):
@@ -126,22 +128,19 @@ def run(
                 raise UsageError(
                     f"{flag} is not yet built", "say how much to drop with --prune or --drop-blocks"
                 )
-        work = configuration.PRESETS[preset.value]
-        asked = configuration.CompressConfig(
-            model=model,
+        asked = CompressConfig.of(
+            model,
             targets=tuple(target) if target else ("gguf-q4",),
-            cut=configuration.CutConfig(prune, drop_blocks, blocks),
-            calibration=configuration.CalibrationConfig(
-                calibration, work.given_sequences if calibration else work.own_sequences
-            ),
-            search=configuration.SearchConfig(search, work.search_tokens),
-            heal=configuration.HealConfig(heal, work.tuning_steps, work.tuning_rate),
-            evaluation=configuration.EvaluationConfig.with_tokens(
-                eval_text, eval_tokens, work.evaluation_sequences
-            ),
-            bench=configuration.BenchConfig(
-                not no_bench, work.bench_rounds, budget_s=work.bench_budget_s
-            ),
+            preset=preset.value,
+            prune=prune,
+            drop_blocks=drop_blocks,
+            blocks=blocks,
+            search=search,
+            heal=heal,
+            calibration=calibration,
+            eval_text=eval_text,
+            eval_tokens=eval_tokens,
+            bench=not no_bench,
             out=out,
             force=force,
             resume=resume,
@@ -170,10 +169,12 @@ def run(
             ui.note(f"{outcome.out} holds this very run already: nothing was computed")
         ui.report(outcome.report, outcome.out)
         if json_output:
-            ui.print_json(outcome.report)
+            from clp_edge.records import to_plain
+
+            ui.print_json(to_plain(outcome.report))
 
 
-def _print_plan(ui: Ui, asked: configuration.CompressConfig, plan: Plan) -> None:
+def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
     """What a run would do, and nothing is done."""
     mib, mb = 2**20, 1e6
     segment = asked.cut.segment

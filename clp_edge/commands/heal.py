@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from clp_edge import config as configuration
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.config import CompressConfig
 from clp_edge.progress import Interruptible
 from clp_edge.registry import RUNGS
 
@@ -54,15 +54,12 @@ def run(
     Example: clp-edge heal ./cut --teacher ./my-model --calibration my-texts/ --out healed
     """
     with opened(json=json_output, quiet=quiet, debug=debug) as ui:
-        work = configuration.PRESETS[preset.value]
-        asked = configuration.CompressConfig(
+        asked = CompressConfig.of(
             targets=(),
-            cut=configuration.CutConfig(blocks=blocks),
-            calibration=configuration.CalibrationConfig(
-                calibration, work.given_sequences if calibration else work.own_sequences
-            ),
-            search=configuration.SearchConfig(tokens=work.search_tokens),
-            heal=configuration.HealConfig(rungs, work.tuning_steps, work.tuning_rate),
+            preset=preset.value,
+            blocks=blocks,
+            heal=rungs,
+            calibration=calibration,
             out=out,
             force=force,
             resume=resume,

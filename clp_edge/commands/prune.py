@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from clp_edge import config as configuration
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.config import CompressConfig
 from clp_edge.progress import Interruptible
 
 
@@ -39,10 +39,10 @@ def run(
     Example: clp-edge prune ./my-model --blocks 12-17 --out cut
     """
     with opened(json=json_output, quiet=quiet, debug=debug) as ui:
-        asked = configuration.CompressConfig(
-            model=model,
+        asked = CompressConfig.of(
+            model,
             targets=(),
-            cut=configuration.CutConfig(blocks=blocks),
+            blocks=blocks,
             out=out,
             force=force,
             resume=resume,

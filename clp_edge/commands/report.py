@@ -25,9 +25,9 @@ def run(
     """
     with opened(json=json_output, debug=debug) as ui:
         from clp_edge.records import to_plain
-        from clp_edge.report import read_report, write_report
+        from clp_edge.report import load_report, write_report
 
-        found = [read_report(folder) for folder in folders]
+        found = [load_report(folder) for folder in folders]
         if json_output:
             plain = [to_plain(report) for report in found]
             ui.print_json(plain[0] if len(plain) == 1 else plain)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from clp_edge import config as configuration
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.config import CompressConfig
 from clp_edge.progress import Interruptible
 from clp_edge.registry import METHODS
 
@@ -51,15 +51,14 @@ def run(
     Example: clp-edge search ./my-model --drop-blocks 6 --out found
     """
     with opened(json=json_output, quiet=quiet, debug=debug) as ui:
-        work = configuration.PRESETS[preset.value]
-        asked = configuration.CompressConfig(
-            model=model,
+        asked = CompressConfig.of(
+            model,
             targets=tuple(target or ()),
-            cut=configuration.CutConfig(prune, drop_blocks),
-            calibration=configuration.CalibrationConfig(
-                calibration, work.given_sequences if calibration else work.own_sequences
-            ),
-            search=configuration.SearchConfig(method, work.search_tokens),
+            preset=preset.value,
+            prune=prune,
+            drop_blocks=drop_blocks,
+            search=method,
+            calibration=calibration,
             out=out,
             force=force,
             resume=resume,
