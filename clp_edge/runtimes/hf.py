@@ -18,18 +18,13 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clp_edge.errors import UsageError
+from clp_edge.models.ends import end_ids
 from clp_edge.runtimes import scoring
 from clp_edge.runtimes.base import ArtifactInfo, Timing
 from clp_edge.runtimes.memory import peak_rss_mib
 from clp_edge.runtimes.scoring import Score
 
 _PART_BYTES = 256 * 1024 * 1024
-
-
-def _end_ids(value: int | list[int] | None) -> frozenset[int]:
-    if value is None:
-        return frozenset()
-    return frozenset([value] if isinstance(value, int) else value)
 
 
 Forward = Callable[[torch.Tensor, Any, int], tuple[torch.Tensor, Any]]
@@ -113,8 +108,7 @@ class TorchEngine:
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def end_tokens(self) -> frozenset[int]:
-        ends = _end_ids(getattr(self.model.generation_config, "eos_token_id", None))
-        return ends | _end_ids(self.model.config.eos_token_id)
+        return end_ids(self.model.generation_config, self.model.config)
 
     def iter_logits(self, ids: Sequence[int]) -> Iterator[np.ndarray]:
         self._need(len(ids))

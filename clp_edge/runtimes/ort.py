@@ -1,8 +1,7 @@
 """Plain ONNX Runtime inside the child process: a folder with model.onnx and a config.json.
 
 For graphs with past key values, as Optimum writes them: the caller holds the cache and feeds it.
-`try_provider` proves that an execution provider computes: the list of available ones is made when
-the wheel is built and says nothing of this machine (PITFALLS 18). Only `child.py` runs this module.
+Only `child.py` runs this module.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from clp_edge.errors import MissingDependencyError, UsageError
+from clp_edge.models.ends import end_ids
 from clp_edge.runtimes.base import ArtifactInfo, Timing
 from clp_edge.runtimes.memory import peak_rss_mib
 from clp_edge.runtimes.scoring import Score, score_by_logits
@@ -36,34 +36,6 @@ def load_library() -> ModuleType:
     except ImportError as error:
         raise MissingDependencyError(f"onnxruntime is not installed ({error})", PIP_LINE) from error
     return onnxruntime
-
-
-def try_provider(name: str) -> str:
-    """Multiply two matrices on "CPUExecutionProvider", "CUDAExecutionProvider", ... and check.
-
-    Returns the versions; raises RuntimeError where it does not compute here, or computes elsewhere.
-    """
-    library: Any = load_library()
-    import onnx
-    from onnx import TensorProto, helper
-
-    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [64, 64]) for n in ("a", "b", "c")]
-    product = helper.make_node("MatMul", ["a", "b"], ["c"])
-    graph = helper.make_graph([product], "product", sides[:2], sides[2:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    options = library.SessionOptions()
-    if name != "CPUExecutionProvider":  # it must not be the CPU that answers
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    session = library.InferenceSession(model.SerializeToString(), options, providers=[name])
-    if session.get_providers()[0] != name:
-        raise RuntimeError(f"{name} was asked for, {session.get_providers()[0]} answers")
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((64, 64)).astype(np.float32) for _ in range(2))
-    off = float(np.abs(session.run(["c"], {"a": a, "b": b})[0] - a @ b).max())
-    if off > 0.1:  # TF32 on a GPU keeps three digits
-        raise RuntimeError(f"{name} multiplies wrongly, by {off:.3g}")
-    return f"onnxruntime {library.__version__}, {name}"
 
 
 class OrtEngine:
@@ -99,7 +71,9 @@ class OrtEngine:
                 f"{graph} has no past key values", "export it again with a cache (-with-past)"
             )
         self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        self.ends = _end_ids(self.folder, said)
+        settings = self.folder / "generation_config.json"
+        more = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        self.ends = end_ids(said, more)
         self.info = ArtifactInfo(
             runtime="onnxruntime",
             runtime_version=f"onnxruntime {library.__version__}",
@@ -216,15 +190,3 @@ class OrtEngine:
         wrong = next((i for i in ids if not 0 <= i < self.vocabulary), None)
         if wrong is not None:
             raise UsageError(f"token id {wrong} is outside the vocabulary of {self.vocabulary}")
-
-
-def _end_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
-    """EOS by config.json and generation_config.json, a number or a list in each."""
-    found: set[int] = set()
-    path = folder / "generation_config.json"
-    more = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for said in (config, more):
-        value = said.get("eos_token_id")
-        if value is not None:
-            found.update([value] if isinstance(value, int) else value)
-    return frozenset(found)

@@ -14,6 +14,7 @@ from clp_edge.export.gguf.family_table import context_length, sliding_blocks
 from clp_edge.export.gguf.rope import read_rope
 from clp_edge.export.reference_text import PROMPT, TEXT
 from clp_edge.metrics import token_kl, top1_agreement
+from clp_edge.models.ends import end_ids
 from clp_edge.models.quiet import quiet
 
 _PAST_WINDOW = 128
@@ -99,7 +100,7 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) 
         raise ClpEdgeError("the model's own logits hold NaN or Inf", "the model is damaged")
 
     prompt = tuple(hf.encode(PROMPT))[: max(1, context_length(config) - new_tokens)]
-    ends = _end_ids(hf, config, model.generation_config)
+    ends = end_ids(hf, config, model.generation_config)
     out = model(torch.tensor([prompt]), use_cache=True)
     chosen_from, continuation = [], []
     for _ in range(new_tokens):
@@ -176,11 +177,3 @@ def _rounded(model: Any) -> Any:
         elif isinstance(module, torch.nn.Embedding):
             module.weight.copy_(module.weight.half())
     return model
-
-
-def _end_ids(hf: Any, config: Any, generation: Any) -> set[int]:
-    found: set[int] = set()
-    for value in (hf.eos_token_id, config.eos_token_id, getattr(generation, "eos_token_id", None)):
-        if value is not None:
-            found.update([value] if isinstance(value, int) else value)
-    return found

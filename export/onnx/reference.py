@@ -14,6 +14,7 @@ import torch
 
 from clp_edge.errors import ClpEdgeError
 from clp_edge.export.reference_text import PROMPT, TEXT
+from clp_edge.models.ends import end_ids
 from clp_edge.models.quiet import quiet
 
 _TOKENS = 256
@@ -77,12 +78,3 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 24) 
     return Reference(
         model, ids, logits, prompt, tuple(continuation), torch.stack(chosen_from), ends
     )
-
-
-def end_ids(hf: Any, config: Any, generation: Any) -> frozenset[int]:
-    """Every id at which transformers ends a generation."""
-    found: set[int] = set()
-    for value in (hf.eos_token_id, config.eos_token_id, getattr(generation, "eos_token_id", None)):
-        if value is not None:
-            found.update([value] if isinstance(value, int) else value)
-    return frozenset(found)
