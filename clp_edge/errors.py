@@ -43,6 +43,12 @@ class VerificationError(ClpEdgeError):
     exit_code = 3
 
 
+class QualityGateError(ClpEdgeError):
+    """The files are written and verified, but a quality that was asked for is not reached."""
+
+    exit_code = 4
+
+
 class PreflightError(ClpEdgeError):
     """Everything that stands in the way of a run, found before any work."""
 

@@ -301,7 +301,7 @@ class QualityRecord:
     kl_se: float | None
     top1_agreement: float | None
     tasks: dict[str, Any]
-    """task name -> its record"""
+    """task name -> a TaskRecord as plain values; "sanity" -> a SanityRecord"""
     tokens: int | None = None
     top1_agreement_se: float | None = None
     kl_median: float | None = None
@@ -320,6 +320,42 @@ class QualityRecord:
 
 
 @dataclass(frozen=True)
+class MetricRecord:
+    """One metric of a task: the share of items that are right."""
+
+    value: float
+    se: float | None
+    """over items"""
+    low: float
+    """ends of Wilson's 95 % interval"""
+    high: float
+    chance: float
+    at_chance: bool
+    """of this very model: its interval holds what guessing gets"""
+    retention: float | None
+    """(value - chance) / (dense - chance); None where the dense model itself is at chance"""
+    retention_low: float | None
+    retention_high: float | None
+    dense_at_chance: bool
+    hits: str
+    """one 1 or 0 an item, in order: what pairs any two rows"""
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What a model answered to the items of a task file."""
+
+    form: str
+    """choices, contexts or target"""
+    items: int
+    metric: str
+    """the key of `metrics` that a verdict quotes, fixed by the form"""
+    metrics: dict[str, MetricRecord]
+    target_perplexity: float | None = None
+    """of the last word, where the form is "target" """
+
+
+@dataclass(frozen=True)
 class AnswerRecord:
     """One prompt with a plain rule for its answer."""
 
@@ -327,6 +363,17 @@ class AnswerRecord:
     prompt: str
     text: str
     passed: bool
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class RateRecord:
+    """A share with Wilson's 95 % interval."""
+
+    passed: int
+    total: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -336,6 +383,11 @@ class SanityRecord:
     passed: int
     total: int
     answers: tuple[AnswerRecord, ...]
+    low: float | None = None
+    """ends of the share's 95 % interval"""
+    high: float | None = None
+    kinds: dict[str, RateRecord] = field(default_factory=dict)
+    """arithmetic, brackets, json, list, language, repetition"""
 
 
 @dataclass(frozen=True)

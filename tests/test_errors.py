@@ -8,6 +8,7 @@ from clp_edge.errors import (
     ClpEdgeError,
     MissingDependencyError,
     PreflightError,
+    QualityGateError,
     RuntimeDiedError,
     UnsupportedModelError,
     UsageError,
@@ -31,6 +32,7 @@ def test_cause_then_cure() -> None:
         (MissingDependencyError, 1),
         (RuntimeDiedError, 1),
         (VerificationError, 3),
+        (QualityGateError, 4),
     ],
 )
 def test_exit_codes(kind: type[ClpEdgeError], code: int) -> None:

@@ -1,6 +1,15 @@
 """How good a model or an artifact is: perplexity, KL to the dense model, sane generations."""
 
-from clp_edge.evaluate.choices import Answers, Asked, answer, encode, model_scorer, retention
+from clp_edge.evaluate.choices import (
+    Answers,
+    Asked,
+    Scorer,
+    answer,
+    encode,
+    model_scorer,
+    retention,
+)
+from clp_edge.evaluate.gate import QualityGate
 from clp_edge.evaluate.generation import Answer, Generate, Sanity, sample, sample_artifact, sanity
 from clp_edge.evaluate.intervals import Estimate, paired_interval, perplexity_ratio, rate
 from clp_edge.evaluate.perplexity import (
@@ -21,7 +30,9 @@ __all__ = [
     "Estimate",
     "Generate",
     "Quality",
+    "QualityGate",
     "Sanity",
+    "Scorer",
     "Task",
     "answer",
     "contents",

@@ -1,23 +1,14 @@
-"""The rules of the fixed prompts, and the greedy sample."""
+"""Sanity counts what the rules say, and the greedy sample is greedy."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from clp_edge.evaluate.generation import (
-    PROMPTS,
-    does_not_loop,
-    is_english,
-    is_the_json,
-    names_the_sum,
-    sample,
-    sample_artifact,
-    sanity,
-)
+from clp_edge.evaluate.generation import sample, sample_artifact, sanity
+from clp_edge.evaluate.prompts import PROMPTS, chosen
 
 STORY = (
     "Every evening old Tom climbed the stairs of the tower to light the lamp. One night a storm "
@@ -25,64 +16,41 @@ STORY = (
 )
 
 
-@pytest.mark.parametrize(
-    "text", ["12", "The answer is 12.", "5 + 7 = 12", "12.0", "It is 12, not 13"]
-)
-def test_the_sum_is_named(text: str) -> None:
-    assert names_the_sum(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "13", "The answer is 57.", "120", "5 + 7 = 13, 12", "twelve?"]
-)
-def test_the_sum_is_not_named(text: str) -> None:
-    assert not names_the_sum(text)
-
-
-def test_json_is_read_not_guessed() -> None:
-    assert is_the_json('{"name": "Ann", "age": 31}')
-    assert is_the_json('Here you go:\n```json\n{"age": "31", "name": "Ann"}\n``` Enjoy!')
-    assert not is_the_json('{"name": "Ann", "age": 31')
-    assert not is_the_json("{'name': 'Ann', 'age': 31}")
-    assert not is_the_json('{"name": "Bob", "age": 31}')
-    assert not is_the_json('["name", "Ann", 31]')
-    assert not is_the_json("")
-
-
-def test_pitfall_22_an_answer_in_another_language_is_seen() -> None:
-    assert is_english("The sky is blue because air scatters the short waves of light.")
-    assert not is_english("天空是蓝色的, because the 空气 scatters 光。")
-    assert not is_english("Der Himmel ist blau, weil Luft kurze Wellen des Lichtes streut.")
-    assert not is_english("")
-    assert not is_english("12 34 56")
-
-
-def test_pitfall_22_a_loop_is_seen() -> None:
-    assert does_not_loop(STORY)
-    assert not does_not_loop("The storm came and the storm went. " * 8)
-    assert not does_not_loop("the " * 40)
-    assert not does_not_loop("Once.")
-
-
-def test_sanity_counts_and_keeps_the_texts() -> None:
-    answers = {
+def test_sanity_counts_by_kind_and_keeps_the_texts() -> None:
+    good = {
         "arithmetic": "12",
+        "brackets": "[1, 2, 3, 4, 5]",
         "json": '{"name": "Ann", "age": 31}',
+        "list": "1. cat\n2. dog\n3. cow\n4. pig\n5. hen",
         "language": "Luft streut kurze Wellen.",
         "repetition": STORY,
     }
-    name_of = {prompt: name for name, prompt, _, _ in PROMPTS}
+    by_text = {prompt.text: prompt for prompt in PROMPTS}
     limits = []
+    seen = []
 
     def generate(prompt: str, limit: int) -> str:
         limits.append(limit)
-        return answers[name_of[prompt]]
+        return good[by_text[prompt].kind]
 
-    result = sanity(generate)
-    assert (result.passed, result.total) == (3, 4)
-    assert result.failed() == ("language",)
-    assert {answer.name: answer.text for answer in result.answers} == answers
-    assert limits == [limit for _, _, limit, _ in PROMPTS]
+    result = sanity(generate, lambda d, t, note="": seen.append((d, t)), per_kind=1)
+    assert (result.passed, result.total) == (5, 6)
+    assert result.failed() == ("language 1",)
+    assert {answer.kind: answer.text for answer in result.answers} == good
+    assert limits == [prompt.limit for prompt in chosen(1)]
+    assert seen[-1] == (6, 6)
+    assert result.rate.low < 5 / 6 < result.rate.high < 1.0
+    whole = sanity(generate)
+    kinds = whole.kinds()
+    assert {name: (one.passed, one.total) for name, one in kinds.items()} == {
+        "arithmetic": (1, 4),
+        "brackets": (4, 4),
+        "json": (1, 4),
+        "list": (4, 4),
+        "language": (0, 4),
+        "repetition": (4, 4),
+    }
+    assert whole.passed == sum(one.passed for one in kinds.values()) == 14
 
 
 def greedy_by_hand(model, ids: list[int], steps: int, ends: set[int]) -> list[int]:

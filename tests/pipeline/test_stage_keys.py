@@ -92,6 +92,8 @@ BASE = CompressConfig()
         ({"calibration": CalibrationConfig(length=128)}, ALL),
         ({"evaluation": EvaluationConfig(sequences=3)}, ("text", "evaluate")),
         ({"evaluation": EvaluationConfig(length=128)}, ("text", "evaluate")),
+        ({"evaluation": EvaluationConfig(task_items=9)}, ("evaluate",)),
+        ({"evaluation": EvaluationConfig(prompts=1)}, ("evaluate",)),
         ({"cut": CutConfig(drop_blocks=3)}, FROM_SEARCH),
         ({"cut": CutConfig(blocks="2-3")}, FROM_SEARCH),
         ({"search": SearchConfig(method="gate")}, FROM_SEARCH),
@@ -145,6 +147,16 @@ def test_another_evaluation_text_under_the_same_name_is_another_text(tmp_path: P
     assert differing(before, keys(config)) == ("text", "evaluate")
 
 
+def test_another_task_under_the_same_name_is_another_task(tmp_path: Path) -> None:
+    path = tmp_path / "task.jsonl"
+    config = dataclasses.replace(BASE, evaluation=EvaluationConfig(tasks=(str(path),)))
+    path.write_text('{"context": "a", "target": "b"}')
+    before = keys(config)
+    assert differing(keys(BASE), before) == ("evaluate",)
+    path.write_text('{"context": "a", "target": "c"}')
+    assert differing(before, keys(config)) == ("evaluate",)
+
+
 def test_another_calibration_text_of_the_same_length_is_another_text() -> None:
     first = data.documents_from_texts(["abc"], "a")
     second = data.documents_from_texts(["abd"], "a")
@@ -175,6 +187,8 @@ OTHER: dict[tuple[str, str], Any] = {
     ("search", "method"): "gate",
     ("heal", "rungs"): "refit",
     ("evaluation", "text"): None,  # tested above
+    ("evaluation", "tasks"): (),  # tested above
+    ("evaluation", "task_items"): 5,
     ("", "targets"): ("gguf-q8_0",),
     ("", "threads"): 7,
     ("", "device"): "cuda",
@@ -220,7 +234,7 @@ def test_inputs_hold_what_the_stage_may_see_and_nothing_unkeyed_but_threads() ->
     for stage in STAGES:
         given = stage.inputs(BASE, plan_of(BASE))
         hidden = [name for name, value in key_of(given).items() if value is None]
-        optional = {"given", "text", "documents", "found_by"}
+        optional = {"given", "text", "documents", "found_by", "task_items"}
         assert set(hidden) - optional <= {"threads"}, stage.name
 
 
