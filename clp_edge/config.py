@@ -165,6 +165,7 @@ class EvaluationConfig:
     task_items: int | None = None
     """how many of each, spread evenly; None: all"""
     prompts: int = PRESETS["balanced"].prompts
+    """fixed prompts of each of six kinds"""
 
     def __post_init__(self) -> None:
         if self.task_items is not None and self.task_items < 1:
