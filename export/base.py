@@ -8,15 +8,36 @@ number of its targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clp_edge.errors import ClpEdgeError
 from clp_edge.progress import Progress
 from clp_edge.segment import Segment
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What may be asked for beside the target. A format refuses what it does not know."""
+
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    """(regular expression, type) pairs: matrices whose GGUF name contains a match get that type;
+    the first pair that matches counts."""
+    careful_blocks: tuple[int, ...] = ()
+    """Blocks of the written model that get more bits, such as those beside the cut."""
+    careful_head: bool = False
+    """Whether the head gets more bits."""
+    provider: str = "cpu"
+    """The execution provider that ONNX is written for: "cpu", "cuda" or "dml"."""
+
+
+DEFAULT_OPTIONS = ExportOptions()
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,7 @@ class ExportPlan:
 
     target: Target
     predicted_bytes: int
-    """An estimate; 0 where the model is not supported."""
+    """0 where the model is not supported. GGUF: to the byte, where the metadata was given."""
     bits_per_weight: float
     fallback_tensors: int
     problems: tuple[ClpEdgeError, ...]
@@ -107,10 +128,15 @@ class Format(Protocol):
         tokenizer_gguf: Path | None = None,
         blocks: int | None = None,
         dropped: Iterable[int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        calibrated: bool = False,
+        options: ExportOptions = DEFAULT_OPTIONS,
     ) -> ExportPlan:
         """What `target` would be for this model with `blocks` blocks, or without the blocks
         `dropped` where it is known which ones go, and what stands in its way.
 
+        `metadata` as `open` will get it, where it is known already; `calibrated` whether `open`
+        will get calibration text.
         Never raises for an unsupported thing: `problems` lists it.
         """
         ...
@@ -124,9 +150,18 @@ class Format(Protocol):
         ...
 
     def open(
-        self, folder: Path, *, metadata: dict[str, Any], threads: int, workdir: Path | None = None
+        self,
+        folder: Path,
+        *,
+        metadata: dict[str, Any],
+        threads: int,
+        workdir: Path | None = None,
+        calibration: torch.Tensor | None = None,
+        options: ExportOptions = DEFAULT_OPTIONS,
     ) -> AbstractContextManager[Exporter]:
         """Open a folder. `metadata` goes into the files (names without a dot become
         clp_edge.NAME); intermediates are kept in `workdir`, or in a place that goes on leaving.
+        `calibration` is text as ids (sequences, tokens), for what is chosen by what the model
+        reads. Raises UsageError for `options` that the format does not know.
         """
         ...

@@ -28,22 +28,15 @@ def _targets() -> Iterator[Target]:
 
 def all_targets() -> tuple[Target, ...]:
     """Every target that can be asked for, format by format, best quality first."""
-    return tuple(target for target in _targets() if not target.needs_importance_matrix)
+    return tuple(_targets())
 
 
 def resolve(name: str) -> Target:
     """The target of that name, alias or type, any case; UsageError with the nearest."""
     wanted = name.strip().lower()
     by_name = {key: target for target in _targets() for key in (target.name, *target.aliases)}
-    target = by_name.get(wanted)
-    if target is not None and not target.needs_importance_matrix:
-        return target
-    if target is not None:
-        raise UsageError(
-            f"target {target.name} needs an importance matrix, which is not made yet",
-            "take gguf-q3_k_m or larger",
-        )
-    known = [key for key, found in by_name.items() if not found.needs_importance_matrix]
-    near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
+    if wanted in by_name:
+        return by_name[wanted]
+    near = difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.4)
     nearest = by_name[near[0]].name if near else "gguf-q4_k_m"
     raise UsageError(f"unknown target {name!r}", f"did you mean {nearest}?")

@@ -12,7 +12,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +28,8 @@ PIP_LINE = "pip install 'clp-edge[gguf]'"
 _PART_BYTES = 256 * 1024 * 1024
 _KV_TYPES = {"f32": 0, "f16": 1}  # ggml_type
 _FLASH_OFF = 0
+_QUANTIZE_BYTES = 256 * 1024 * 1024
+"""Of one tensor's rows in memory at once; llama.cpp's default is 8 GiB, the whole tensor."""
 BRANCHES = 16
 """Continuations of one context that are computed beside each other."""
 
@@ -355,9 +357,18 @@ class LlamaEngine:
         return np.ctypeslib.as_array(values, shape=(self.vocabulary,))
 
 
-def quantize_file(source: str, destination: str, file_type: int, threads: int) -> list[str]:
+def quantize_file(
+    source: str,
+    destination: str,
+    file_type: int,
+    threads: int,
+    importance: Mapping[str, np.ndarray] | None = None,
+    types: Mapping[str, str] | None = None,
+) -> list[str]:
     """Quantize a GGUF file; return the log's lines about tensors that fell back to another type.
 
+    Args: `importance` tensor name -> weight of each column; `types` tensor name -> its type (such
+    as "Q6_K"), where llama.cpp's own choice is not wanted.
     Starts from llama_model_quantize_default_params() (PITFALLS 10): the struct changes between
     releases. Raises RuntimeError on a non-zero code; llama.cpp itself may abort.
     """
@@ -374,6 +385,11 @@ def quantize_file(source: str, destination: str, file_type: int, threads: int) -
         params = library.llama_model_quantize_default_params()
         params.nthread = threads
         params.ftype = file_type
+        params.max_buf_size = _QUANTIZE_BYTES
+        if importance:
+            params.imatrix = _importance_entries(library, importance)
+        if types:
+            params.tt_overrides = _type_entries(library, types)
         code = library.llama_model_quantize(source.encode(), destination.encode(), params)
     finally:
         library.llama_log_set(library.llama_log_callback(), ctypes.c_void_p(0))
@@ -381,3 +397,39 @@ def quantize_file(source: str, destination: str, file_type: int, threads: int) -
     if code != 0:
         raise RuntimeError(f"llama_model_quantize answered {code}")
     return [line for line in "".join(pieces).splitlines() if "fallback" in line]
+
+
+def _importance_entries(library: Any, importance: Mapping[str, np.ndarray]) -> Any:
+    """An array of llama_model_imatrix_data that ends with a null name.
+
+    Older releases take a pointer to a C++ map there, which cannot be made here.
+    """
+    kind = getattr(library, "llama_model_imatrix_data", None)
+    if kind is None:
+        raise MissingDependencyError(
+            f"llama-cpp-python {library.__version__} takes no importance matrix",
+            f"{PIP_LINE} --upgrade",
+        )
+    array = (kind * (len(importance) + 1))()
+    for entry, (name, columns) in zip(array, importance.items(), strict=False):
+        values = np.ascontiguousarray(columns, dtype=np.float32)
+        entry.name, entry.size = name.encode(), values.size
+        entry.data = np.ctypeslib.as_ctypes(values)  # ctypes keeps it alive with the array
+    return array
+
+
+def _type_entries(library: Any, types: Mapping[str, str]) -> Any:
+    """An array of llama_model_tensor_override that ends with a null pattern."""
+    from gguf import GGMLQuantizationType
+
+    kind = getattr(library, "llama_model_tensor_override", None)
+    if kind is None:
+        raise MissingDependencyError(
+            f"llama-cpp-python {library.__version__} takes no types of single tensors",
+            f"{PIP_LINE} --upgrade",
+        )
+    array = (kind * (len(types) + 1))()
+    for entry, (name, type_name) in zip(array, types.items(), strict=False):
+        entry.pattern = f"^{re.escape(name)}$".encode()
+        entry.type = int(GGMLQuantizationType[type_name])
+    return array

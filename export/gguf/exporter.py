@@ -17,20 +17,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import clp_edge
 from clp_edge.durable import PARTIAL, WORK, settle, sha256_of, write_text
 from clp_edge.errors import ClpEdgeError, PreflightError, VerificationError
-from clp_edge.export.base import Artifact, Target
+from clp_edge.export.base import DEFAULT_OPTIONS, Artifact, ExportOptions, Target
 from clp_edge.export.gguf import tokenizer
-from clp_edge.export.gguf.plan import plan
+from clp_edge.export.gguf.imatrix import Importance, importance
+from clp_edge.export.gguf.plan import plan, traits_of
 from clp_edge.export.gguf.quantize import census, quantize
 from clp_edge.export.gguf.reference import Reference, make_reference
 from clp_edge.export.gguf.targets import F16
 from clp_edge.export.gguf.verify import verify
 from clp_edge.export.gguf.writer import write_f16
 from clp_edge.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 
 class GgufExporter:
@@ -41,12 +45,22 @@ class GgufExporter:
     """
 
     def __init__(
-        self, folder: Path, *, metadata: dict[str, Any], threads: int, workdir: Path | None = None
+        self,
+        folder: Path,
+        *,
+        metadata: dict[str, Any],
+        threads: int,
+        workdir: Path | None = None,
+        calibration: torch.Tensor | None = None,
+        options: ExportOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.folder = folder
         self.metadata = metadata
         self.threads = threads
         self.workdir = workdir
+        self.calibration = calibration
+        self.options = options
+        self._importance: Importance | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> GgufExporter:
@@ -106,9 +120,18 @@ class GgufExporter:
         )
 
     def export(self, target: Target, destination: Path, *, progress: Progress) -> Artifact:
-        problems = plan(self.config, self.hf, target, tokenizer_gguf=self.carried).problems
+        calibrated = self.calibration is not None
+        problems = plan(
+            self.config,
+            self.hf,
+            target,
+            tokenizer_gguf=self.carried,
+            calibrated=calibrated,
+            options=self.options,
+        ).problems
         if problems:
             raise PreflightError(list(problems))
+        of = traits_of(self.config, target, calibrated=calibrated, options=self.options)
         destination.parent.mkdir(parents=True, exist_ok=True)
         partial = destination.with_name(destination.name + PARTIAL)
         room = self._room(destination.parent)
@@ -120,11 +143,21 @@ class GgufExporter:
                 progress(0.6, 1.0, "copying the verified F16 file")
                 _link_or_copy(source, partial)
             else:
-                progress(0.6, 1.0, f"quantizing to {target.quantization}")
-                quantize(source, partial, target, threads=self.threads)
+                matrix = self._matrix(progress) if of.matrix else None
+                progress(0.65, 1.0, f"quantizing to {target.quantization}")
+                quantize(
+                    source,
+                    partial,
+                    target,
+                    threads=self.threads,
+                    importance=matrix,
+                    types=of.types,
+                )
                 progress(0.8, 1.0, f"verifying {target.quantization} against torch")
                 measured = self._verify(partial, target, source)
-            found = census(partial, target)
+                if matrix is not None:
+                    measured["imatrix"] = {"tokens": matrix.tokens}
+            found = census(partial, target, matrix=of.matrix, types=of.types)
             digest = sha256_of(partial)
             settle(partial, destination)
         progress(1.0, 1.0, f"{destination.name} verified")
@@ -139,6 +172,20 @@ class GgufExporter:
             verified=True,
             verify=measured,
         )
+
+    def _matrix(self, progress: Progress) -> Importance:
+        """The importance matrix, made once for all targets."""
+        if self._importance is None:
+            assert self.calibration is not None
+            self._importance = importance(
+                self.folder,
+                self.config,
+                self.calibration,
+                progress=lambda done, total, note="": progress(
+                    0.6 + 0.05 * done / total, 1.0, note
+                ),
+            )
+        return self._importance
 
     def _room(self, beside: Path) -> Path:
         """The caller's folder, made where absent; or a temporary one on the same disk."""

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clp_edge.errors import ClpEdgeError, MissingDependencyError
-from clp_edge.export.base import Exporter, ExportPlan, Target
+from clp_edge.export.base import (
+    DEFAULT_OPTIONS,
+    Exporter,
+    ExportOptions,
+    ExportPlan,
+    Target,
+)
 from clp_edge.export.gguf.targets import TARGETS
 from clp_edge.segment import Segment
+
+if TYPE_CHECKING:
+    import torch
 
 
 class GgufFormat:
@@ -34,6 +43,9 @@ class GgufFormat:
         tokenizer_gguf: Path | None = None,
         blocks: int | None = None,
         dropped: Iterable[int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        calibrated: bool = False,
+        options: ExportOptions = DEFAULT_OPTIONS,
     ) -> ExportPlan:
         from clp_edge.export.gguf.plan import plan
 
@@ -44,6 +56,9 @@ class GgufFormat:
             tokenizer_gguf=tokenizer_gguf,
             blocks=blocks,
             dropped=dropped,
+            metadata=metadata,
+            calibrated=calibrated,
+            options=options,
         )
 
     def forbids(self, config: Any, segment: Segment) -> str | None:
@@ -57,11 +72,25 @@ class GgufFormat:
         return nearest_allowed(config, segment)
 
     def open(
-        self, folder: Path, *, metadata: dict[str, Any], threads: int, workdir: Path | None = None
+        self,
+        folder: Path,
+        *,
+        metadata: dict[str, Any],
+        threads: int,
+        workdir: Path | None = None,
+        calibration: torch.Tensor | None = None,
+        options: ExportOptions = DEFAULT_OPTIONS,
     ) -> AbstractContextManager[Exporter]:
         from clp_edge.export.gguf.exporter import GgufExporter
 
-        return GgufExporter(folder, metadata=metadata, threads=threads, workdir=workdir)
+        return GgufExporter(
+            folder,
+            metadata=metadata,
+            threads=threads,
+            workdir=workdir,
+            calibration=calibration,
+            options=options,
+        )
 
 
 FORMAT = GgufFormat()

@@ -1,25 +1,92 @@
-"""What a GGUF file would be, and what stands in its way, before any work."""
+"""What a GGUF file would be, to the byte, and what stands in its way, before any work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFValueType
 
+import clp_edge
 from clp_edge.errors import ClpEdgeError, UsageError
-from clp_edge.export.base import ExportPlan, Target
-from clp_edge.export.gguf import families, tokenizer
+from clp_edge.export.base import DEFAULT_OPTIONS, ExportOptions, ExportPlan, Target
+from clp_edge.export.gguf import families, tensor_types, tokenizer
 from clp_edge.export.gguf.cuts import after_cut, with_blocks
-from clp_edge.export.gguf.mix import predict, stored_bytes, wanted
+from clp_edge.export.gguf.mix import (
+    Traits,
+    needs_matrix,
+    predict,
+    stored_bytes,
+    taken_for_70b,
+    wanted,
+)
+from clp_edge.export.gguf.targets import uses_matrix
 from clp_edge.export.gguf.tokenizer import Entry
-from clp_edge.export.gguf.writer import hyper_parameters
+from clp_edge.export.gguf.writer import hyper_parameters, metadata_entries
 
 _ALIGNMENT = 32
-_SCALAR_BYTES = 4
-_OTHER_BYTES = 400
-"""The head of the file and the general.* and clp_edge.* keys, about."""
+_HEAD_BYTES = 24
+_WIDTHS = {
+    GGUFValueType.BOOL: 1, GGUFValueType.UINT8: 1, GGUFValueType.INT8: 1,
+    GGUFValueType.UINT16: 2, GGUFValueType.INT16: 2,
+    GGUFValueType.UINT64: 8, GGUFValueType.INT64: 8, GGUFValueType.FLOAT64: 8,
+}  # fmt: skip
+_LISTED = 3
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the tensors of a file come to."""
+
+    stored: int
+    """bytes of their numbers"""
+    around: int
+    """bytes of their lines in the list"""
+    padding: int
+    parameters: int
+    fallback: tuple[str, ...]
+
+
+def traits_of(
+    config: Any,
+    target: Target,
+    *,
+    calibrated: bool,
+    options: ExportOptions = DEFAULT_OPTIONS,
+) -> Traits:
+    """What the types of this model's matrices depend on.
+
+    Raises UsageError for options that do not fit the model or the target, and where a matrix would
+    need calibration text that there is not.
+    """
+    blocks, heads = int(config.num_hidden_layers), int(config.num_attention_heads)
+    key_heads = int(config.num_key_value_heads)
+    architecture = families.family_of(config).architecture
+    plain = Traits(
+        blocks=blocks,
+        grouped=heads // key_heads,
+        tied=bool(config.tie_word_embeddings),
+        matrix=calibrated and uses_matrix(target),
+        large=taken_for_70b(architecture, blocks, heads, key_heads),
+    )
+    widths = {
+        row.gguf_name: row.shape[-1] for row in families.tensors(config) if len(row.shape) > 1
+    }
+    given = tensor_types.assign(options, target, widths, plain)
+    if calibrated and any(needs_matrix(kind) for _, kind in given):
+        plain = replace(plain, matrix=True)
+        given = tensor_types.assign(options, target, widths, plain)
+    if not calibrated:
+        starved = next((name for name, kind in given if needs_matrix(kind)), None)
+        if target.needs_importance_matrix or starved:
+            raise UsageError(
+                f"{starved or target.name} needs an importance matrix, and there is no "
+                "calibration text to make one from",
+                "give text with --calibration, or take a type such as gguf-q3_k_m",
+            )
+    return replace(plain, types=given)
 
 
 def plan(
@@ -30,15 +97,18 @@ def plan(
     tokenizer_gguf: Path | None = None,
     blocks: int | None = None,
     dropped: Iterable[int] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    calibrated: bool = False,
+    options: ExportOptions = DEFAULT_OPTIONS,
 ) -> ExportPlan:
     """The plan for this model without the blocks `dropped`, or, where it is not known yet which
-    ones go, with `blocks` of them. Never raises for an unsupported thing: it
-    lists it. Bytes are right to some hundred bytes of metadata for types without a mix, such as
-    F16 and Q8_0, and an estimate for the mixes, where the quantizer decides."""
+    ones go, with `blocks` of them. Never raises for an unsupported thing: it lists it.
+
+    Bytes are exact where the file's `metadata` is given; its keys are missing from the sum where it
+    is not. See `clp_edge.export.base.Format.plan`.
+    """
     problems: list[ClpEdgeError] = []
     notes: list[str] = []
-    if target.needs_importance_matrix:
-        problems.append(UsageError(f"{target.name} needs an importance matrix, not made yet"))
     problems += families.problems(config)
     known = not problems
     entries: list[Entry] = []
@@ -47,60 +117,88 @@ def plan(
         notes += [] if tokenizer_gguf else tokenizer.notes(hf)
     except ClpEdgeError as error:
         problems.append(error)
-    size, bits, fallback = 0, 0.0, 0
+    size, bits = 0, 0.0
+    fallback: tuple[str, ...] = ()
     if known:
         changed = with_blocks(config, blocks) if dropped is None else after_cut(config, dropped)
         problems += families.problems(changed)
         notes += families.notes(changed)
         try:
-            exact, padding, parameters, fallback = _tensor_bytes(changed, target)
-            bits = 8.0 * exact / parameters
-            entries += hyper_parameters(changed)
-            size = exact + padding + sum(_entry_bytes(entry) for entry in entries) + _OTHER_BYTES
+            of = traits_of(changed, target, calibrated=calibrated, options=options)
+            sizes = _sizes(changed, target, of)
+            fallback = sizes.fallback
+            bits = 8.0 * sizes.stored / sizes.parameters
+            entries += general_entries(changed, target) + hyper_parameters(changed)
+            entries += metadata_entries({"version": clp_edge.__version__, **(metadata or {})})
+            head = _HEAD_BYTES + sizes.around + sum(_entry_bytes(entry) for entry in entries)
+            size = sizes.stored + sizes.padding + head + -head % _ALIGNMENT
+            notes += _advice(target, fallback, bits)
         except ClpEdgeError as error:
             problems.append(error)
-    if fallback:
-        notes.append(
-            f"{fallback} matrices have rows that {target.quantization} does not fit and take "
-            f"another type: about {bits:.2f} bits per weight"
-        )
-    return ExportPlan(target, size, bits, fallback, tuple(problems), tuple(notes))
+    return ExportPlan(target, size, bits, len(fallback), tuple(problems), tuple(notes))
 
 
-def _tensor_bytes(config: Any, target: Target) -> tuple[int, int, int, int]:
-    """(bytes, bytes around the tensors, parameters, matrices that fall back)."""
-    grouped = int(config.num_attention_heads) // int(config.num_key_value_heads)
-    size = padding = parameters = fallback = 0
+def general_entries(config: Any, target: Target) -> list[Entry]:
+    """The keys that every file begins with."""
+    name = families.family_of(config).architecture
+    return [
+        Entry("general.architecture", name, GGUFValueType.STRING),
+        Entry("general.type", "model", GGUFValueType.STRING),
+        Entry("general.file_type", 0, GGUFValueType.UINT32),
+        Entry("general.quantization_version", 0, GGUFValueType.UINT32),
+    ]
+
+
+def _advice(target: Target, fallback: tuple[str, ...], bits: float) -> list[str]:
+    """How many matrices fell back, which, and what may be better."""
+    if not fallback:
+        return []
+    more = f" and {len(fallback) - _LISTED} more" if len(fallback) > _LISTED else ""
+    return [
+        f"{len(fallback)} matrices have rows that {target.quantization} does not fit and take "
+        f"another type, {bits:.2f} bits per weight in all: {', '.join(fallback[:_LISTED])}{more}"
+    ]
+
+
+def _sizes(config: Any, target: Target, of: Traits) -> _Sizes:
+    stored = around = padding = parameters = 0
+    fallback = []
     for row in families.tensors(config):
         kind = "F32"
         if len(row.shape) > 1:
-            tied, width = bool(config.tie_word_embeddings), row.shape[-1]
-            of: dict[str, Any] = {
-                "blocks": int(config.num_hidden_layers),
-                "grouped": grouped,
-                "tied": tied,
-            }
-            kind = predict(target.quantization, row.gguf_name, width, **of)
-            fallback += kind != wanted(target.quantization, row.gguf_name, width, **of)
+            kind = predict(target.quantization, row.gguf_name, row.shape[-1], of)
+            if kind != wanted(target.quantization, row.gguf_name, row.shape[-1], of):
+                fallback.append(row.gguf_name)
         one = stored_bytes(kind, row.elements)
-        size += one
+        stored += one
         padding += -one % _ALIGNMENT
-        padding += 24 + len(row.gguf_name) + 8 * len(row.shape)  # its line in the tensor list
+        around += _line_bytes(row.gguf_name, len(row.shape))
         parameters += row.elements
-    for factors in families.computed_tensors(config).values():
-        size += factors.nbytes
+    for name, factors in families.computed_tensors(config).items():
+        stored += factors.nbytes
         padding += -factors.nbytes % _ALIGNMENT
+        around += _line_bytes(name, factors.ndim)
         parameters += factors.size
-    return size, padding, parameters, fallback
+    return _Sizes(stored, around, padding, parameters, tuple(fallback))
+
+
+def _line_bytes(name: str, dimensions: int) -> int:
+    """A tensor's line in the list: name, number of dimensions, each of them, type, offset."""
+    return 8 + len(name.encode()) + 4 + 8 * dimensions + 4 + 8
 
 
 def _entry_bytes(entry: Entry) -> int:
     """The room a metadata key takes: strings carry an 8-byte length, numbers their width."""
-    head = 8 + len(entry.key) + 4
-    if entry.kind == GGUFValueType.ARRAY:
-        strings = entry.sub_kind == GGUFValueType.STRING
-        width = 1 if entry.sub_kind == GGUFValueType.BOOL else _SCALAR_BYTES
-        plain = width * len(entry.value)
-        body = sum(8 + len(v.encode()) for v in entry.value) if strings else plain
-        return head + 12 + body
-    return head + (8 + len(entry.value.encode()) if isinstance(entry.value, str) else _SCALAR_BYTES)
+    head = 8 + len(entry.key.encode()) + 4
+    if entry.kind != GGUFValueType.ARRAY:
+        return head + _value_bytes(entry.value, entry.kind)
+    kind = entry.sub_kind
+    if kind is None:
+        kind = GGUFValueType.get_type(entry.value[0])
+    return head + 12 + sum(_value_bytes(value, kind) for value in entry.value)
+
+
+def _value_bytes(value: Any, kind: GGUFValueType) -> int:
+    if kind != GGUFValueType.STRING:
+        return _WIDTHS.get(kind, 4)
+    return 8 + len(value.encode() if isinstance(value, str) else value)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from clp_edge.export.base import Target
 from clp_edge.export.gguf.contents import Contents
-from clp_edge.export.gguf.mix import wanted
+from clp_edge.export.gguf.imatrix import Importance
+from clp_edge.export.gguf.mix import Traits, taken_for_70b, wanted
 from clp_edge.export.gguf.targets import FILE_TYPES
 from clp_edge.runtimes import patience_s, run_in_child
 
@@ -32,8 +32,13 @@ class Census:
     rows do not fit it. The head's wider type is chosen, and no fallback."""
 
 
-def census(path: Path, target: Target) -> Census:
-    """Read a finished file's header. Raises ClpEdgeError where it is no whole GGUF file."""
+def census(
+    path: Path, target: Target, *, matrix: bool = False, types: tuple[tuple[str, str], ...] = ()
+) -> Census:
+    """Read a finished file's header. Raises ClpEdgeError where it is no whole GGUF file.
+
+    `matrix` and `types` say how it was made, as in `Traits`.
+    """
     made = Contents(path)
     tensors = made.tensors.values()
     parameters = sum(t.elements for t in tensors)
@@ -43,32 +48,48 @@ def census(path: Path, target: Target) -> Census:
         parameters=parameters,
         bits_per_weight=8.0 * size / parameters,
         types={name: made.type_name(name) for name in made.tensors},
-        fallback=_fallback(made, target),
+        fallback=_fallback(made, target, matrix, types),
     )
 
 
-def _fallback(made: Contents, target: Target) -> tuple[str, ...]:
+def _fallback(
+    made: Contents, target: Target, matrix: bool, types: tuple[tuple[str, str], ...]
+) -> tuple[str, ...]:
     """The matrices whose type in the file is not the one that the target's mix has for them."""
     header = made.header
     architecture = header.value("general.architecture")
     heads = header.value(f"{architecture}.attention.head_count")
-    of: dict[str, Any] = {
-        "blocks": int(header.value(f"{architecture}.block_count")),
-        "grouped": heads // header.value(f"{architecture}.attention.head_count_kv", heads),
-        "tied": "output.weight" not in made.tensors,
-    }
+    key_heads = header.value(f"{architecture}.attention.head_count_kv", heads)
+    blocks = int(header.value(f"{architecture}.block_count"))
+    of = Traits(
+        blocks=blocks,
+        grouped=heads // key_heads,
+        tied="output.weight" not in made.tensors,
+        matrix=matrix,
+        large=taken_for_70b(architecture, blocks, heads, key_heads),
+        types=types,
+    )
     return tuple(
         tensor.name
         for tensor in made.tensors.values()
         if len(tensor.shape) > 1
         and made.type_name(tensor.name)
-        != wanted(target.quantization, tensor.name, tensor.shape[0], **of)
+        != wanted(target.quantization, tensor.name, tensor.shape[0], of)
     )
 
 
-def quantize(source: Path, destination: Path, target: Target, *, threads: int) -> list[str]:
+def quantize(
+    source: Path,
+    destination: Path,
+    target: Target,
+    *,
+    threads: int,
+    importance: Importance | None = None,
+    types: tuple[tuple[str, str], ...] = (),
+) -> list[str]:
     """Write `source` (F16 GGUF) as `target` to `destination`; return llama.cpp's fallback lines.
 
+    `types` are (tensor name, type) pairs that llama.cpp has no say in.
     Raises RuntimeDiedError with the last log lines when llama.cpp fails or aborts; what it had
     written is removed.
     """
@@ -81,6 +102,8 @@ def quantize(source: Path, destination: Path, target: Target, *, threads: int) -
             destination=str(destination),
             file_type=FILE_TYPES[target.quantization],
             threads=threads,
+            importance=importance.columns if importance is not None else None,
+            types=dict(types),
         )
     except BaseException:
         destination.unlink(missing_ok=True)

@@ -29,13 +29,18 @@ FILE_TYPES = {
     "Q3_K_L": 13,
     "Q3_K_M": 12,
     "Q3_K_S": 11,
-    "Q2_K": 10,
-    "IQ2_XXS": 19,
-    "IQ2_XS": 20,
-    "IQ2_S": 28,
+    "IQ3_M": 27,
+    "IQ3_S": 26,
+    "IQ3_XS": 22,
     "IQ3_XXS": 23,
-    "IQ1_S": 24,
+    "Q2_K": 10,
+    "Q2_K_S": 21,
+    "IQ2_M": 29,
+    "IQ2_S": 28,
+    "IQ2_XS": 20,
+    "IQ2_XXS": 19,
     "IQ1_M": 31,
+    "IQ1_S": 24,
 }
 """llama.cpp's number of each type (llama_ftype)."""
 
@@ -74,13 +79,28 @@ TARGETS: tuple[Target, ...] = (
     _gguf("Q3_K_L", 2.0, "3 bits with more on sensitive tensors; large models only"),
     _gguf("Q3_K_M", 2.0, "3 bits; large models only", "gguf-q3"),
     _gguf("Q3_K_S", 3.0, "3 bits throughout; a clear loss"),
+    _gguf("IQ3_M", 2.0, "3.7 bits: better than Q3_K_M at its size, slower without a GPU"),
+    _gguf("IQ3_S", 2.0, "3.4 bits: better than Q3_K_S at its size, slower without a GPU"),
+    _gguf("IQ3_XS", 2.5, "3.3 bits, from an importance matrix", imatrix=True),
+    _gguf("IQ3_XXS", 3.0, "3.1 bits, from an importance matrix", imatrix=True),
     _gguf("Q2_K", 4.0, "2 to 3 bits; a heavy loss on small models", "gguf-q2"),
-    _gguf("IQ2_XXS", 4.0, "2 bits, only with an importance matrix", imatrix=True),
-    _gguf("IQ2_XS", 4.0, "2 bits, only with an importance matrix", imatrix=True),
-    _gguf("IQ2_S", 4.0, "2 bits, only with an importance matrix", imatrix=True),
-    _gguf("IQ3_XXS", 3.0, "3 bits, only with an importance matrix", imatrix=True),
-    _gguf("IQ1_S", 6.0, "1.6 bits, only with an importance matrix", imatrix=True),
-    _gguf("IQ1_M", 6.0, "1.8 bits, only with an importance matrix", imatrix=True),
+    _gguf("Q2_K_S", 4.0, "2.5 bits, from an importance matrix", imatrix=True),
+    _gguf("IQ2_M", 4.0, "2.7 bits, from an importance matrix", imatrix=True),
+    _gguf("IQ2_S", 4.0, "2.5 bits, from an importance matrix", imatrix=True),
+    _gguf("IQ2_XS", 4.0, "2.3 bits, from an importance matrix; large models only", imatrix=True),
+    _gguf("IQ2_XXS", 4.0, "2.1 bits, from an importance matrix; large models only", imatrix=True),
+    _gguf("IQ1_M", 6.0, "1.8 bits, from an importance matrix; huge models only", imatrix=True),
+    _gguf("IQ1_S", 6.0, "1.6 bits, from an importance matrix; huge models only", imatrix=True),
 )
 
 F16 = TARGETS[0]
+
+_WITHOUT_MATRIX = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0")
+
+
+def uses_matrix(target: Target) -> bool:
+    """Whether an importance matrix is made for it when there is calibration text: 4 bits and less.
+
+    With more bits the rounding is too small for it to matter.
+    """
+    return target.quantization not in _WITHOUT_MATRIX

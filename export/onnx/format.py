@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clp_edge.errors import ClpEdgeError
-from clp_edge.export.base import Artifact, Exporter, ExportPlan, Target
+from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.export.base import (
+    DEFAULT_OPTIONS,
+    Artifact,
+    Exporter,
+    ExportOptions,
+    ExportPlan,
+    Target,
+)
 from clp_edge.export.onnx.targets import TARGETS
 from clp_edge.progress import Progress
 from clp_edge.segment import Segment
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -62,12 +72,19 @@ class OnnxFormat:
         tokenizer_gguf: Path | None = None,
         blocks: int | None = None,
         dropped: Iterable[int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        calibrated: bool = False,
+        options: ExportOptions = DEFAULT_OPTIONS,
     ) -> ExportPlan:
         from clp_edge.export.onnx.plan import plan
 
         if dropped is not None:
             blocks = int(config.num_hidden_layers) - len(set(dropped))
-        return plan(config, tokenizer, target, blocks=blocks)
+        planned = plan(config, tokenizer, target, blocks=blocks)
+        refused = _refused(options)
+        if refused is None:
+            return planned
+        return replace(planned, problems=(*planned.problems, refused))
 
     def forbids(self, config: Any, segment: Segment) -> str | None:
         return None  # the builder writes each block's kind out
@@ -76,9 +93,28 @@ class OnnxFormat:
         return [segment]
 
     def open(
-        self, folder: Path, *, metadata: dict[str, Any], threads: int, workdir: Path | None = None
+        self,
+        folder: Path,
+        *,
+        metadata: dict[str, Any],
+        threads: int,
+        workdir: Path | None = None,
+        calibration: torch.Tensor | None = None,
+        options: ExportOptions = DEFAULT_OPTIONS,
     ) -> AbstractContextManager[Exporter]:
+        refused = _refused(options)
+        if refused is not None:
+            raise refused
         return nullcontext(GenaiExporter(folder, metadata, threads, workdir))
+
+
+def _refused(options: ExportOptions) -> UsageError | None:
+    """The builder chooses the type of each matrix itself."""
+    if options == DEFAULT_OPTIONS:
+        return None
+    return UsageError(
+        "ONNX targets know no types of single matrices", "use those options with GGUF targets only"
+    )
 
 
 FORMAT = OnnxFormat()

@@ -55,12 +55,6 @@ def test_a_format_joins_with_one_row():
         resolve("toy-8")
 
 
-def test_types_that_need_an_importance_matrix_are_refused():
-    with pytest.raises(UsageError, match="importance matrix"):
-        resolve("IQ2_XXS")
-    assert all(not target.needs_importance_matrix for target in all_targets())
-
-
 def test_file_types_are_llama_cpps_own_numbers():
     llama_cpp = pytest.importorskip("llama_cpp")
     for target in TARGETS:
