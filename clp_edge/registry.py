@@ -120,10 +120,13 @@ for _name, _help in (
     ("summary", "quality, speed, memory and size before and after"),
     ("search", "which blocks went, with the receipts"),
     ("heal", "how the cut was mended"),
+    ("tradeoff", "quality of every file against its size and its speed"),
     ("files", "what was written for the device"),
     ("speed", "every run of the bench"),
     ("samples", "the same prompts, continued by both sides"),
     ("costs", "seconds and memory of every stage"),
+    ("method", "how each number was taken"),
+    ("environment", "versions that the numbers depend on"),
 ):
     SECTIONS.add(_name, f"clp_edge.report.sections:{_name}", _help)
 

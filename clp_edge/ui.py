@@ -135,6 +135,10 @@ class Ui:
             elif isinstance(block, block_kinds.Text):
                 text = f"{block.lead} {block.text}".strip()
                 self.result(text, style="bold" if block.style == "strong" else None)
+            elif isinstance(block, block_kinds.Answers):
+                self.result(f"Prompt: {_one_line(block.prompt)}", style="bold")
+                for side, by, text in block.said:
+                    self.result(f"  {side} ({by}): {_one_line(text)}")
             else:
                 bold = isinstance(block, block_kinds.Heading)
                 self.result(block.text, style="bold" if bold else None)
@@ -153,7 +157,7 @@ class Ui:
             if artifact.variant == "healed":
                 state = "verified" if artifact.verified else "NOT VERIFIED"
                 self.result(f"wrote {out_dir / artifact.path} ({state})")
-        self.result(f"wrote {out_dir / 'report.md'}, report.json, README.md")
+        self.result(f"wrote {out_dir / 'report.html'}, report.md, report.json, README.md")
         self.result("")
         self.result(report.verdict, style="bold")
 

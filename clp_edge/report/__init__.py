@@ -1,4 +1,4 @@
-"""The report: report.json (the contract), report.md, the model card, and a verdict in one sentence.
+"""The report: report.json (the contract), report.html, report.md, the card, a one-sentence verdict.
 
 `sections` turns the record into blocks, and renderers draw blocks; all of them are pure functions
 of `records.Report`, and only `files` writes.
@@ -9,12 +9,13 @@ of `records.Report`, and only `files` writes.
 >>> report.schema, report.bench
 (1, None)
 >>> [path.name for path in write_report(report, folder)]                    # doctest: +SKIP
-['report.json', 'report.md', 'README.md']
+['report.json', 'report.html', 'report.md', 'README.md']
 """
 
 from clp_edge.report.card import render_card
 from clp_edge.report.document import ReportError, build_report, parse_report, validate
 from clp_edge.report.files import load_report, write_report
+from clp_edge.report.html import render_html
 from clp_edge.report.markdown import render_markdown
 from clp_edge.report.summary import SummaryRow, summary_table
 from clp_edge.report.verdict import verdict
@@ -26,6 +27,7 @@ __all__ = [
     "load_report",
     "parse_report",
     "render_card",
+    "render_html",
     "render_markdown",
     "summary_table",
     "validate",

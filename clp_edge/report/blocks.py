@@ -84,6 +84,16 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A place or a stretch of one axis with a name, such as the choice that was made."""
+
+    name: str
+    first: float
+    last: float
+    axis: Literal["x", "y"] = "x"
+
+
+@dataclass(frozen=True)
 class Plot:
     """Numbers for the renderers that can draw; the others show `table`, or nothing."""
 
@@ -94,6 +104,18 @@ class Plot:
     series: tuple[Series, ...]
     kind: Literal["line", "points"] = "line"
     table: Table | None = None
+    marks: tuple[Mark, ...] = ()
+    ticks: tuple[str, ...] = ()
+    """names of x = 0, 1, 2 and so on, where they are no numbers"""
 
 
-Block = Heading | Text | Items | Table | Plot | Code
+@dataclass(frozen=True)
+class Answers:
+    """A prompt and what several made of it, to be read beside one another."""
+
+    prompt: str
+    said: tuple[tuple[str, str, str], ...]
+    """(side, the row of `quality` that wrote it, its text)"""
+
+
+Block = Heading | Text | Items | Table | Plot | Answers | Code

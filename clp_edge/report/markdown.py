@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from clp_edge.records import Report
 from clp_edge.report import format as write
-from clp_edge.report.blocks import Block, Code, Heading, Items, Plot, Table, Text
+from clp_edge.report.blocks import Answers, Block, Code, Heading, Items, Plot, Table, Text
 from clp_edge.report.facts import model_name
 from clp_edge.report.sections import report_blocks
 
@@ -47,7 +47,17 @@ def _draw(block: Block) -> str:
         return _table(block)
     if isinstance(block, Plot):
         return _table(block.table) if block.table is not None else ""
+    if isinstance(block, Answers):
+        return draw(_answers(block))
     return _code(block)
+
+
+def _answers(block: Answers) -> Iterable[Block]:
+    yield Text("", lead="Prompt")
+    yield Text(block.prompt, style="quote")
+    for side, by, text in block.said:
+        yield Text(f"({by})", lead=side)
+        yield Text(text, style="quote")
 
 
 def _text(block: Text) -> str:

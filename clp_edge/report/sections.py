@@ -8,11 +8,13 @@ in any module and one row there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from clp_edge.records import Report, RunRecord, SearchRecord
+from clp_edge.records import HealRecord, Report, RunRecord, SearchRecord
 from clp_edge.registry import SECTIONS
 from clp_edge.report import format as write
-from clp_edge.report.blocks import Block, Heading, Items, Plot, Series, Table, Text
+from clp_edge.report.blocks import Answers, Block, Heading, Items, Table, Text
+from clp_edge.report.curves import heal_plots, search_plots, speed_plots, tradeoff_plots
 from clp_edge.report.facts import all_warnings, sequences
 from clp_edge.report.format import NOT_MEASURED
 from clp_edge.report.summary import summary_block
@@ -25,6 +27,16 @@ STATISTICS_NOTE = (
     "Medians, each between two order statistics that hold the true one with 95 % confidence or "
     "more, unless less is shown; the change is the median of the per-round ratios. "
     "Above 1 is faster, for the time to first token too."
+)
+QUALITY_NOTE = (
+    "Perplexity, KL and top-1 agreement are means over the positions of {n}, each file run by the "
+    "runtime that will run it on the device, on the same token ids. ± is one standard error over "
+    "sequences. The perplexity ratio is paired sequence by sequence, which makes its interval "
+    "far tighter than either perplexity; the interval is a 95 % bootstrap."
+)
+SIZE_NOTE = (
+    "Sizes are those of the files, in MiB (2^20 bytes) and MB (10^6 bytes); bits per weight are "
+    'what the file holds, not what its type is called. "not measured" never means 0.'
 )
 MEMORY_NOTE = (
     "Peak memory is the peak resident set of the process that ran the file. Weights are mapped "
@@ -81,7 +93,8 @@ def search(report: Report) -> Sequence[Block] | None:
         Heading("Which blocks went"),
         Text(", ".join(facts) + "."),
         *_windows(found),
-        *_search_plots(found),
+        *search_plots(found),
+        *_no_gate(found),
     ]
 
 
@@ -108,26 +121,10 @@ def _windows(found: SearchRecord) -> list[Block]:
     ]
 
 
-def _search_plots(found: SearchRecord) -> Iterator[Plot]:
-    windows = sorted(found.windows, key=lambda window: window.first)
-    if len(windows) > 1:
-        starts = tuple(float(window.first) for window in windows)
-        curves = {
-            "KL of the cut": tuple(window.kl_raw for window in windows),
-            "KL after the refit": tuple(window.kl_healed for window in windows),
-        }
-        series = tuple(
-            Series(name, starts, values)
-            for name, values in curves.items()
-            if any(value is not None for value in values)
-        )
-        yield Plot("KL of every window", "first block", "KL to dense (nats)", series, "points")
+def _no_gate(found: SearchRecord) -> list[Block]:
     if found.gate is not None and found.gate.paths:
-        paths = tuple(
-            Series(f"start {number}", tuple(float(step) for step in range(len(path))), path)
-            for number, path in enumerate(found.gate.paths, start=1)
-        )
-        yield Plot("Where the gate went", "step", "position (blocks)", paths)
+        return []
+    return [Text("The gate was not part of this search, so there is no path of it.")]
 
 
 def heal(report: Report) -> Sequence[Block] | None:
@@ -149,12 +146,26 @@ def heal(report: Report) -> Sequence[Block] | None:
         ),
         Table(("step", "KL to dense"), rows),
     ]
-    if mended.history:
-        steps = tuple(float(point.step) for point in mended.history)
-        kl = tuple(point.kl for point in mended.history)
-        line = Series("held-back KL", steps, kl)
-        blocks.append(Plot("Tuning", "step", "KL to dense (nats)", (line,)))
+    blocks += _rungs(mended)
+    blocks += heal_plots(mended)
+    if not mended.history:
+        blocks.append(Text("No tuning step was recorded."))
+    blocks += [Items(mended.notes)] if mended.notes else []
     return blocks
+
+
+def _rungs(mended: HealRecord) -> list[Block]:
+    rows = tuple(
+        (
+            rung.name,
+            write.fixed(rung.kl_before, 3),
+            write.fixed(rung.kl_after, 3),
+            "yes" if rung.kept else "no",
+            write.fixed(rung.seconds, 1),
+        )
+        for rung in mended.rungs
+    )
+    return [Table(("rung", "KL before", "KL after", "kept", "seconds"), rows)] if rows else []
 
 
 def files(report: Report) -> Sequence[Block] | None:
@@ -211,8 +222,7 @@ def speed(report: Report) -> Sequence[Block]:
         Heading("Speed"),
         Text("; ".join(facts) + "."),
         Table(header, tuple(_run_row(run) for run in bench.runs)),
-        *_speed_plot(bench.runs),
-        Text(f"{STATISTICS_NOTE} {MEMORY_NOTE}"),
+        *speed_plots(bench.runs),
     ]
 
 
@@ -231,35 +241,23 @@ def _run_row(run: RunRecord) -> tuple[str, ...]:
     )
 
 
-def _speed_plot(runs: Sequence[RunRecord]) -> Iterator[Plot]:
-    series = tuple(
-        Series(
-            run.artifact,
-            tuple(float(number) for number in range(1, len(run.decode_tps) + 1)),
-            run.decode_tps,
-        )
-        for run in runs
-        if run.status == "ok"
-    )
-    if series:
-        yield Plot("Decode, round by round", "round", "tok/s", series, "points")
-
-
 def samples(report: Report) -> Sequence[Block] | None:
     """The same prompts, continued by both sides."""
     if not report.samples:
         return None
-    blocks: list[Block] = [Heading("The same prompt, before and after")]
-    for sample in report.samples:
-        blocks += [
-            Text("", lead="Prompt"),
-            Text(sample.prompt, style="quote"),
-            Text(f"({sample.dense_by})", lead="Dense"),
-            Text(sample.dense, style="quote"),
-            Text(f"({sample.healed_by})", lead="Pruned"),
-            Text(sample.healed, style="quote"),
-        ]
-    return blocks
+    return [
+        Heading("The same prompt, before and after"),
+        *(
+            Answers(
+                sample.prompt,
+                (
+                    ("Dense", sample.dense_by, sample.dense),
+                    ("Pruned", sample.healed_by, sample.healed),
+                ),
+            )
+            for sample in report.samples
+        ),
+    ]
 
 
 def costs(report: Report) -> Sequence[Block] | None:
@@ -270,12 +268,50 @@ def costs(report: Report) -> Sequence[Block] | None:
         (stage, f"{seconds:,.1f}", write.fixed(report.peak_memory_mib.get(stage), 0))
         for stage, seconds in report.seconds.items()
     )
-    blocks: list[Block] = [
-        Heading("What it cost"),
-        Table(("stage", "seconds", "peak memory MiB"), rows),
+    return [Heading("What it cost"), Table(("stage", "seconds", "peak memory MiB"), rows)]
+
+
+def tradeoff(report: Report) -> Sequence[Block] | None:
+    """Every file's quality beside its size and its speed."""
+    if not report.artifacts:
+        return None
+    timed = report.bench.runs if report.bench else ()
+    runs = {run.artifact: run for run in reversed(timed) if run.status == "ok"}
+    rows = []
+    for artifact in report.artifacts:
+        quality, run = report.quality.get(artifact.name), runs.get(artifact.name)
+        rows.append(
+            (
+                artifact.name,
+                write.mib(artifact.bytes),
+                write.perplexity(quality.perplexity if quality else None),
+                write.fixed(quality.kl if quality else None, 3),
+                write.interval(run.summary.get("decode_tps") if run else None),
+            )
+        )
+    header = ("file", "size", "perplexity", "KL to dense", "decode tok/s")
+    return [
+        Heading("Quality against size and speed"),
+        Table(header, tuple(rows)),
+        *tradeoff_plots(report),
     ]
-    environment = [f"{key} {value}" for key, value in report.environment.items()]
-    if environment:
-        told = f"clp-edge {report.version}, seed {report.seed}; {', '.join(environment)}."
-        blocks.append(Text(told))
-    return blocks
+
+
+def method(report: Report) -> Sequence[Block]:
+    """How each number was taken."""
+    n = sequences(report)
+    told = [QUALITY_NOTE.replace("{n}", f"{n} sequences" if n else "the sequences")]
+    if report.bench is not None:
+        told += [STATISTICS_NOTE, MEMORY_NOTE]
+    return [Heading("How each number was taken"), Items((*told, SIZE_NOTE))]
+
+
+def environment(report: Report) -> Sequence[Block]:
+    """What it ran on."""
+    rows = [("clp-edge", report.version), ("seed", str(report.seed))]
+    rows += [(str(key), _plain(value)) for key, value in report.environment.items()]
+    return [Heading("Environment"), Table(("what", "value"), tuple(rows))]
+
+
+def _plain(value: Any) -> str:
+    return NOT_MEASURED if value is None else str(value)

@@ -13,7 +13,7 @@ model was not measured.'
 
 from __future__ import annotations
 
-from clp_edge.records import QualityRecord, Report
+from clp_edge.records import ArtifactRecord, QualityRecord, Report
 from clp_edge.report import format as write
 from clp_edge.report.facts import Pair, model_quality, pairs
 
@@ -93,21 +93,26 @@ def _equal_size(report: Report, pair: Pair | None) -> str:
     """The honest rival: the dense model in fewer bits, no larger than the pruned file."""
     if pair is None:
         return ""
+    found, ours = equal_size_rival(report, pair), _perplexity(pair.quality_after)
+    if found is None or ours is None:
+        return "at equal size a harder quantization of the dense model was not measured"
+    score, best = found
+    word = "better" if score < ours else "no better"
+    return (
+        f"at equal size the dense model as {best.target} is {word}"
+        f" (perplexity {write.perplexity(score)} in {write.mib(best.bytes)})"
+    )
+
+
+def equal_size_rival(report: Report, pair: Pair) -> tuple[float, ArtifactRecord] | None:
+    """The dense file of the lowest perplexity among those no larger, and that perplexity."""
     rivals = []
     for artifact in report.artifacts:
         score = _perplexity(report.quality.get(artifact.name))
         small = artifact.bytes <= pair.after.bytes * EQUAL_SIZE
         if artifact.variant == "dense" and small and score is not None:
             rivals.append((score, artifact))
-    ours = _perplexity(pair.quality_after)
-    if not rivals or ours is None:
-        return "at equal size a harder quantization of the dense model was not measured"
-    score, best = min(rivals, key=lambda rival: rival[0])
-    word = "better" if score < ours else "no better"
-    return (
-        f"at equal size the dense model as {best.target} is {word}"
-        f" (perplexity {write.perplexity(score)} in {write.mib(best.bytes)})"
-    )
+    return min(rivals, key=lambda rival: rival[0]) if rivals else None
 
 
 def _perplexity(side: QualityRecord | None) -> float | None:

@@ -319,7 +319,7 @@ def test_values_become_plain_json():
 
 def test_pitfall_25_all_files_or_none_and_no_temporary_left(tmp_path):
     paths = write_report(sample_report(), tmp_path)
-    assert [path.name for path in paths] == ["report.json", "report.md", "README.md"]
+    assert [path.name for path in paths] == ["report.json", "report.html", "report.md", "README.md"]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in paths)
     assert load_report(tmp_path) == load_report(paths[0]) == sample_report()
 
@@ -341,7 +341,7 @@ def test_pitfall_25_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(ClpEdgeError, match="No space left on device"):
         write_report(replace(sample_report(), seed=9), tmp_path)
     assert (tmp_path / "report.json").read_bytes() == old
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_the_parts_of_the_sample_are_fresh_each_time():

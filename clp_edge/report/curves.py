@@ -1,0 +1,143 @@
+"""The report's plots: which numbers of the record go into which picture.
+
+Each function gives plots, or none where the record has no numbers for them; `plots` draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from clp_edge.records import (
+    ArtifactRecord,
+    GateRecord,
+    HealRecord,
+    QualityRecord,
+    Report,
+    RunRecord,
+    SearchRecord,
+    WindowRecord,
+)
+from clp_edge.report.blocks import Mark, Plot, Series
+
+KL = "KL to dense (nats)"
+KINDS = ("KL of the cut", "KL after the refit")
+
+
+def search_plots(found: SearchRecord) -> Iterator[Plot]:
+    """The KL of every window with the chosen one, where the gate went, and its loss."""
+    if len(found.windows) > 1:
+        lengths = sorted({window.last - window.first + 1 for window in found.windows})
+        series: list[Series] = []
+        for length in lengths:
+            windows = [one for one in found.windows if one.last - one.first + 1 == length]
+            name = f", {length} blocks" if len(lengths) > 1 else ""
+            series += _window_series(sorted(windows, key=lambda one: one.first), name)
+        yield Plot("KL of every window", "first block", KL, tuple(series), marks=_chosen(found))
+    if found.gate is not None:
+        yield from _gate_plots(found.gate)
+
+
+def _window_series(windows: Sequence[WindowRecord], suffix: str) -> Iterator[Series]:
+    starts = tuple(float(window.first) for window in windows)
+    raw = tuple(window.kl_raw for window in windows)
+    healed = tuple(window.kl_healed for window in windows)
+    if any(value is not None for value in raw):
+        errors = [window.kl_raw_se for window in windows]
+        yield Series(KINDS[0] + suffix, starts, raw, *around(raw, errors))
+    if any(value is not None for value in healed):
+        yield Series(KINDS[1] + suffix, starts, healed)
+
+
+def _chosen(found: SearchRecord) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(f"chosen: blocks {part.first}-{part.last}", part.first, part.first)
+        for part in found.segments
+    )
+
+
+def _gate_plots(gate: GateRecord) -> Iterator[Plot]:
+    names = [f"start {number}" for number in range(1, len(gate.paths) + 1)]
+    paths = [Series(name, _steps(path), path) for name, path in zip(names, gate.paths, strict=True)]
+    if paths:
+        first, last = gate.choice.first, gate.choice.last
+        mark = Mark(f"the gate's choice: blocks {first}-{last}", first, first, axis="y")
+        yield Plot("Where the gate went", "step", "position (blocks)", tuple(paths), marks=(mark,))
+    losses = [
+        Series(f"start {number}", _steps(loss), loss)
+        for number, loss in enumerate(gate.losses, start=1)
+        if loss
+    ]
+    if losses:
+        yield Plot("KL under the soft gate", "step", KL, tuple(losses))
+
+
+def _steps(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(step) for step in range(len(values)))
+
+
+def heal_plots(mended: HealRecord) -> Iterator[Plot]:
+    """Held-back KL over the tuning steps, and rung by rung."""
+    if mended.history:
+        steps = tuple(float(point.step) for point in mended.history)
+        kl = tuple(point.kl for point in mended.history)
+        yield Plot("Tuning", "step", KL, (Series("held-back KL", steps, kl),))
+    if mended.rungs:
+        names = ("cut", *(rung.name for rung in mended.rungs))
+        kl_after = (mended.rungs[0].kl_before, *(rung.kl_after for rung in mended.rungs))
+        line = Series("held-back KL", tuple(float(x) for x in range(len(names))), kl_after)
+        yield Plot("Rung by rung", "after", KL, (line,), ticks=names)
+
+
+def speed_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
+    """Decode of each file in every round."""
+    series = tuple(
+        Series(
+            run.artifact,
+            tuple(float(number) for number in range(1, len(run.decode_tps) + 1)),
+            run.decode_tps,
+        )
+        for run in runs
+        if run.status == "ok"
+    )
+    if series:
+        yield Plot("Decode, round by round", "round", "tok/s", series, "points")
+
+
+def tradeoff_plots(report: Report) -> Iterator[Plot]:
+    """Quality of every file against its size and its speed, where two files or more have both."""
+    judged = [
+        (artifact, quality)
+        for artifact in report.artifacts
+        if (quality := report.quality.get(artifact.name)) is not None and quality.kl is not None
+    ]
+    sizes = [(one, quality, one.bytes / 2**20) for one, quality in judged]
+    decode = {
+        run.artifact: run.summary["decode_tps"].median
+        for run in reversed(report.bench.runs if report.bench else ())
+        if run.status == "ok"
+    }
+    speeds = [(one, quality, decode[one.name]) for one, quality in judged if one.name in decode]
+    for title, axis, points in (
+        ("KL against size", "file size (MiB)", sizes),
+        ("KL against speed", "decode (tok/s)", speeds),
+    ):
+        if len(points) > 1:
+            series = tuple(_point(artifact, quality, x) for artifact, quality, x in points)
+            yield Plot(title, axis, KL, series, "points")
+
+
+def _point(artifact: ArtifactRecord, quality: QualityRecord, x: float) -> Series:
+    values = (quality.kl,)
+    return Series(artifact.name, (x,), values, *around(values, [quality.kl_se]))
+
+
+def around(
+    values: Sequence[float | None], errors: Sequence[float | None]
+) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
+    """Values less and plus one standard error; empty where no error is known."""
+    if all(error is None for error in errors):
+        return (), ()
+    pairs = list(zip(values, errors, strict=True))
+    low = tuple(None if v is None or e is None else v - e for v, e in pairs)
+    high = tuple(None if v is None or e is None else v + e for v, e in pairs)
+    return low, high
