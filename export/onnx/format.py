@@ -33,6 +33,7 @@ class GenaiExporter:
     metadata: dict[str, Any]
     threads: int
     workdir: Path | None
+    provider: str = "cpu"
 
     def export(self, target: Target, destination: Path, *, progress: Progress) -> Artifact:
         from clp_edge.export.onnx.genai import export
@@ -45,6 +46,7 @@ class GenaiExporter:
             threads=self.threads,
             progress=progress,
             workdir=self.workdir,
+            provider=self.provider,
         )
 
 
@@ -56,12 +58,13 @@ class OnnxFormat:
 
     def requires(self) -> ClpEdgeError | None:
         from clp_edge.export.onnx.builder import installed
+        from clp_edge.export.onnx.provider import problem
 
         try:
             installed()
         except ClpEdgeError as error:
             return error
-        return None
+        return problem("cpu")  # in every package; another provider is plan()'s to try
 
     def plan(
         self,
@@ -77,11 +80,14 @@ class OnnxFormat:
         options: ExportOptions = DEFAULT_OPTIONS,
     ) -> ExportPlan:
         from clp_edge.export.onnx.plan import plan
+        from clp_edge.export.onnx.provider import problem
 
         if dropped is not None:
             blocks = int(config.num_hidden_layers) - len(set(dropped))
-        planned = plan(config, tokenizer, target, blocks=blocks)
+        planned = plan(config, tokenizer, target, blocks=blocks, provider=options.provider)
         refused = _refused(options)
+        if refused is None and not planned.problems:
+            refused = problem(options.provider)
         if refused is None:
             return planned
         return replace(planned, problems=(*planned.problems, refused))
@@ -105,12 +111,12 @@ class OnnxFormat:
         refused = _refused(options)
         if refused is not None:
             raise refused
-        return nullcontext(GenaiExporter(folder, metadata, threads, workdir))
+        return nullcontext(GenaiExporter(folder, metadata, threads, workdir, options.provider))
 
 
 def _refused(options: ExportOptions) -> UsageError | None:
     """The builder chooses the type of each matrix itself."""
-    if options == DEFAULT_OPTIONS:
+    if options == replace(DEFAULT_OPTIONS, provider=options.provider):
         return None
     return UsageError(
         "ONNX targets know no types of single matrices", "use those options with GGUF targets only"

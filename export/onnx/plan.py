@@ -59,7 +59,8 @@ def plan(
 def _builder_problems(config: Any, recipe: Recipe, provider: str) -> list[ClpEdgeError]:
     found: list[ClpEdgeError] = []
     if provider not in EXECUTION_PROVIDERS:
-        return [UsageError(f"unknown execution provider {provider!r}", "take cpu, cuda or dml")]
+        cause = f"unknown execution provider {provider!r} (--ep)"
+        return [UsageError(cause, f"take one of {', '.join(EXECUTION_PROVIDERS)}")]
     known = builder.installed()
     name = (getattr(config, "architectures", None) or [f"model type {config.model_type}"])[0]
     if name not in known.architectures:

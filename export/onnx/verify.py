@@ -78,7 +78,7 @@ def check_tokens(session: Session, folder: Path, hf: Any) -> int:
         _require(
             theirs == ours,
             folder,
-            f"token ids differ on {text[:48]!r}: onnxruntime-genai {theirs[at : at + 4]}, "
+            f"token ids differ on {text[:48]!r}: {session.info.runtime} {theirs[at : at + 4]}, "
             f"transformers {ours[at : at + 4]} at {at}",
         )
     return len(HARD_TEXTS)

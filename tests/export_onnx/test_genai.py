@@ -16,11 +16,15 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from clp_edge.errors import PreflightError, UsageError, VerificationError
+from clp_edge.errors import PreflightError, RuntimeDiedError, UsageError, VerificationError
+from clp_edge.export.base import ExportOptions
 from clp_edge.export.onnx.contents import Graph
-from clp_edge.export.onnx.genai import LOG_NAME, export, folder_digest, prove_provider
+from clp_edge.export.onnx.folder import folder_digest
+from clp_edge.export.onnx.format import FORMAT
+from clp_edge.export.onnx.genai import LOG_NAME, export
 from clp_edge.export.onnx.own_weights import check
 from clp_edge.export.onnx.plan import plan
+from clp_edge.export.onnx.provider import fault, problem, prove
 from clp_edge.export.onnx.reference import make_reference
 from clp_edge.export.onnx.targets import TARGETS
 from clp_edge.export.onnx.verify import verify
@@ -183,7 +187,8 @@ def test_plain_onnxruntime_gives_the_same_answers(tied, tmp_path):
 
 
 def test_pitfall_18_a_provider_that_does_not_multiply_is_refused(tied, tmp_path):
-    assert "CPUExecutionProvider" in prove_provider("cpu")
+    assert prove("cpu").endswith(", CPUExecutionProvider")
+    assert "unknown execution provider 'npu' (--ep)" in str(problem("npu"))
     if torch.cuda.is_available():
         pytest.skip("CUDA may well compute here")
     with pytest.raises(PreflightError, match="CUDAExecutionProvider does not compute here"):
@@ -191,7 +196,38 @@ def test_pitfall_18_a_provider_that_does_not_multiply_is_refused(tied, tmp_path)
     assert not list(tmp_path.glob("onnx-fp16*"))
 
 
-def prove(folder, artifact, target, *, reference_folder=None):
+def test_the_format_says_before_any_work_what_the_provider_lacks(tied, tmp_path, monkeypatch):
+    _, model, hf, _, _ = tied
+    assert FORMAT.requires() is None
+    monkeypatch.setattr(
+        "clp_edge.export.onnx.provider.fault",
+        lambda name: "libcudnn.so.9 is missing" if name == "CUDAExecutionProvider" else "",
+    )
+    cuda = ExportOptions(provider="cuda")
+    (found,) = FORMAT.plan(model.config, hf, TARGET["fp16"], options=cuda).problems
+    assert "CUDAExecutionProvider does not compute here (libcudnn.so.9 is missing" in str(found)
+    with (
+        FORMAT.open(tied[0], metadata={}, threads=1, options=cuda) as exporter,
+        pytest.raises(PreflightError, match=r"libcudnn\.so\.9 is missing"),
+    ):
+        exporter.export(TARGET["fp16"], tmp_path / "onnx-fp16", progress=silent)
+    assert not list(tmp_path.glob("onnx-fp16*"))
+
+
+def test_a_processor_that_cannot_multiply_stands_in_the_way(monkeypatch):
+    monkeypatch.setattr("clp_edge.export.onnx.provider.fault", lambda name: "it makes 0.0 of -18")
+    assert "CPUExecutionProvider does not compute here" in str(FORMAT.requires())
+
+
+def test_a_child_that_dies_of_the_product_is_a_fault(monkeypatch):
+    def die(*_, **__):
+        raise RuntimeDiedError("a product: the process was ended by SIGSEGV")
+
+    monkeypatch.setattr("clp_edge.export.onnx.provider.run_in_child", die)
+    assert fault("QuantumExecutionProvider") == "a product: the process was ended by SIGSEGV"
+
+
+def proven(folder, artifact, target, *, reference_folder=None):
     config = AutoConfig.from_pretrained(folder)
     from transformers import AutoTokenizer
 
@@ -211,7 +247,7 @@ def prove(folder, artifact, target, *, reference_folder=None):
 def test_beyond_the_limit_torch_with_the_graphs_own_weights_decides(tied):
     folder, _, _, artifact, _ = tied
     strict = dataclasses.replace(TARGET["int8"], max_kl=1e-9)
-    found = prove(folder, artifact, strict)
+    found = proven(folder, artifact, strict)
     assert found["kl"] > 1e-9
     assert found["kl_own_weights"] < 0.05
 
@@ -229,7 +265,7 @@ def test_one_changed_number_fails(tied, tmp_path):
     finally:
         changed[7, 40] = before
     with pytest.raises(VerificationError, match=r"layers\.1/mlp/up_proj.* 1 of "):
-        prove(folder, artifact, TARGET["int8"], reference_folder=other)
+        proven(folder, artifact, TARGET["int8"], reference_folder=other)
 
 
 def test_a_changed_norm_fails_by_its_logits(tied, tmp_path):
@@ -245,7 +281,7 @@ def test_a_changed_norm_fails_by_its_logits(tied, tmp_path):
     finally:
         gain.copy_(before)
     with pytest.raises(VerificationError, match="own weights"):
-        prove(folder, artifact, TARGET["int8"], reference_folder=other)
+        proven(folder, artifact, TARGET["int8"], reference_folder=other)
 
 
 def test_a_block_too_few_fails(tied):
@@ -291,7 +327,7 @@ def test_a_damaged_weights_file_is_a_failed_verification(tied, tmp_path):
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     broken = dataclasses.replace(artifact, path=copy)
     with pytest.raises(VerificationError, match="onnx-int8 failed verification"):
-        prove(folder, broken, TARGET["int8"])
+        proven(folder, broken, TARGET["int8"])
 
 
 def test_a_window_that_is_overlooked_is_seen(tmp_path):
@@ -311,7 +347,7 @@ def test_a_window_that_is_overlooked_is_seen(tmp_path):
         window.i = -1
     onnx.save(graph, str(path))
     with pytest.raises(VerificationError, match="prefill: KL"):
-        prove(folder, artifact, TARGET["fp32"])
+        proven(folder, artifact, TARGET["fp32"])
 
 
 def test_every_matrix_is_looked_at(tied):
