@@ -20,10 +20,10 @@ from typing import Any
 
 PER_KIND = 4
 
-ENGLISH = "the and of to is are was it that this for with as by be at from"
-GERMAN = "der die das und ist nicht ein eine zu den von mit sich auf im dem weil wird"
-FRENCH = "le la les et est un une des du que dans pour pas qui sur il par avec"
-# The commonest words; a text's language is the one of which it has the most.
+ENGLISH = "the a an and of to in is are was it that this for with as by be at from"
+GERMAN = "der die das und ist nicht ein eine zu den von mit sich auf im dem weil wird in an"
+FRENCH = "le la les et est un une des du que dans pour pas qui sur il par avec a en"
+# The commonest words, shared ones in each; a text's language is the one of which it has the most.
 SMALL_WORDS: dict[str, frozenset[str]] = {
     name: frozenset(words.split())
     for name, words in (("English", ENGLISH), ("German", GERMAN), ("French", FRENCH))
@@ -138,7 +138,7 @@ PROMPTS: tuple[Prompt, ...] = (
     ),
     *_of_kind(
         "brackets",
-        32,
+        28,
         ("Write a Python list of the numbers 1 to 5. Answer with code only.", closes_its_brackets),
         ('Write one line of Python that prints "hello". Code only.', closes_its_brackets),
         ("Copy this exactly: (a + b) * (c - d)", closes_its_brackets),
@@ -146,7 +146,7 @@ PROMPTS: tuple[Prompt, ...] = (
     ),
     *_of_kind(
         "json",
-        32,
+        28,
         (
             'Write a JSON object with "name" set to "Ann" and "age" set to 31. '
             "Answer with JSON only.",
@@ -167,7 +167,7 @@ PROMPTS: tuple[Prompt, ...] = (
     ),
     *_of_kind(
         "list",
-        48,
+        40,
         ("List five animals, one a line, without explanations.", lists_five),
         ("Name five colours as a numbered list. Nothing else.", lists_five),
         ("Give five kinds of fruit as a bulleted list. Nothing else.", lists_five),
@@ -175,7 +175,7 @@ PROMPTS: tuple[Prompt, ...] = (
     ),
     *_of_kind(
         "language",
-        48,
+        36,
         ("Explain in two sentences why the sky is blue.", partial(is_in, language="English")),
         (
             "Erkläre in zwei Sätzen, warum es im Winter kalt ist.",
@@ -189,7 +189,7 @@ PROMPTS: tuple[Prompt, ...] = (
     ),
     *_of_kind(
         "repetition",
-        56,
+        48,
         ("Tell a short story about a lighthouse keeper and a storm.", does_not_loop),
         ("Describe how bread is made.", does_not_loop),
         ("Write a letter to a friend about a holiday by the sea.", does_not_loop),

@@ -90,6 +90,8 @@ def test_pitfall_22_an_answer_in_another_language_is_seen() -> None:
         "French"
     )
     assert language_of("天空是蓝色的, because the 空气 scatters 光 of the sun and it is.") is None
+    kitchen = "A kitchen in two sentences is a modern establishment in a bustling city."
+    assert language_of(kitchen) == "English"
     assert language_of("") is None
     assert language_of("12 34 56") is None
 
@@ -127,6 +129,6 @@ def test_every_prompt_can_be_passed_and_failed() -> None:
 
 
 def test_a_side_takes_few_tokens() -> None:
-    """At 100 tokens/s a side stays below 15 s, reading the prompts included."""
-    assert sum(prompt.limit for prompt in PROMPTS) <= 1000
+    """At 100 tokens/s a side stays below 15 s, about 3 s for reading the prompts included."""
+    assert sum(prompt.limit for prompt in PROMPTS) <= 800
     assert all(len(chosen(count)) == 6 * count for count in range(1, 5))
