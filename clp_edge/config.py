@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +63,24 @@ def choose(flag: str, value: str, allowed: tuple[str, ...]) -> str:
     raise UsageError(f"unknown value {value!r} of {flag}", f"{hint}choose {', '.join(allowed)}")
 
 
+_UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**i for i, p in enumerate("KMG", 1)}}
+_UNITS |= {f"{p}IB": 1024**i for i, p in enumerate("KMG", 1)}
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size such as "90MB" (of 1000) or "90MiB" (of 1024). Raises UsageError.
+
+    >>> parse_bytes("1.5 GB"), parse_bytes("2MiB")
+    (1500000000, 2097152)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise UsageError(
+            f"cannot read --max-bytes {text!r} as a size", "give it as in 90MB, 1.5GiB"
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
 @dataclass(frozen=True)
 class CutConfig:
     """How much goes: a share, a number of blocks, or the very blocks."""
@@ -71,6 +90,10 @@ class CutConfig:
     blocks: str | None = None
     found_by: str | None = None
     """how another command found `blocks`, for the record; None: the user named them"""
+    max_bytes: str | None = None
+    """a file size: as few blocks go as it allows (`pipeline/sizing.py`)"""
+    min_speedup: float | None = None
+    """as few blocks go as the bytes need to allow this speed-up"""
 
     def __post_init__(self) -> None:
         given = [
@@ -79,6 +102,8 @@ class CutConfig:
                 ("--prune", self.prune),
                 ("--drop-blocks", self.drop_blocks),
                 ("--blocks", self.blocks),
+                ("--max-bytes", self.max_bytes),
+                ("--min-speedup", self.min_speedup),
             )
             if value is not None
         ]
@@ -95,6 +120,17 @@ class CutConfig:
             )
         if self.blocks is not None:
             Segment.parse(self.blocks)
+        if self.max_bytes is not None:
+            parse_bytes(self.max_bytes)
+        if self.min_speedup is not None and not self.min_speedup > 1.0:
+            raise UsageError(
+                f"--min-speedup {self.min_speedup:g} is no speed-up", "give more than 1, as in 1.25"
+            )
+
+    @property
+    def byte_limit(self) -> int | None:
+        """--max-bytes as a number."""
+        return parse_bytes(self.max_bytes) if self.max_bytes is not None else None
 
     @property
     def segment(self) -> Segment | None:
@@ -194,6 +230,50 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class FileConfig:
+    """How the files are written, beside their targets."""
+
+    tensor_types: tuple[str, ...] = ()
+    """REGEX=TYPE: GGUF matrices whose name has a match get that type; the first match counts"""
+    careful: bool = False
+    """more bits for the head and for the blocks beside the cut"""
+    provider: str = "cpu"
+    """the execution provider that ONNX is written for"""
+
+    def __post_init__(self) -> None:
+        choose("--ep", self.provider, ("cpu", "cuda", "dml"))
+        for text in self.tensor_types:
+            pattern, _, kind = text.rpartition("=")
+            if not pattern or not kind:
+                raise UsageError(
+                    f"cannot read --tensor-type {text!r}",
+                    "give REGEX=TYPE, such as 'attn_v=q6_k'",
+                )
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(
+                    f"--tensor-type {text!r}: {pattern!r} is no regular expression ({error})",
+                    "mend it",
+                ) from error
+
+    @property
+    def typed(self) -> tuple[tuple[str, str], ...]:
+        """(regular expression, type) pairs."""
+        split = (text.rpartition("=") for text in self.tensor_types)
+        return tuple((pattern, kind) for pattern, _, kind in split)
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What quality the shipped file has to have; None is no limit (exit code 4 where missed)."""
+
+    max_ppl_ratio: float | None = None
+    max_kl: float | None = None
+    min_retention: float | None = None
+
+
+@dataclass(frozen=True)
 class BenchConfig:
     """How speed is measured; `wanted` False leaves it out."""
 
@@ -216,6 +296,8 @@ class CompressConfig:
     heal: HealConfig = field(default_factory=HealConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
+    files: FileConfig = field(default_factory=FileConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     out: Path | None = None
     force: bool = False
     resume: bool = True
@@ -243,31 +325,40 @@ class CompressConfig:
         prune: float | None = None,
         drop_blocks: int | None = None,
         blocks: str | None = None,
+        max_bytes: str | None = None,
+        min_speedup: float | None = None,
         search: str = "auto",
         heal: str = "endpoints",
         calibration: str | None = None,
         eval_text: str | None = None,
         eval_tokens: str | None = None,
+        tasks: tuple[str, ...] = (),
+        task_items: int | None = None,
         bench: bool = True,
         **more: Any,
     ) -> CompressConfig:
         """What these flags of the command line mean, the sizes taken from the preset.
 
-        `more`: out, force, resume, seed, threads, device, dtype, command.
+        `more`: files, gate, out, force, resume, seed, threads, device, dtype, command.
         """
         choose("--preset", preset, tuple(PRESETS))
         work = PRESETS[preset]
         return cls(
             model=model,
             targets=targets,
-            cut=CutConfig(prune, drop_blocks, blocks),
+            cut=CutConfig(prune, drop_blocks, blocks, max_bytes=max_bytes, min_speedup=min_speedup),
             calibration=CalibrationConfig(
                 calibration, work.given_sequences if calibration else work.own_sequences
             ),
             search=SearchConfig(search, work.search_tokens),
             heal=HealConfig(heal, work.tuning_steps, work.tuning_rate),
             evaluation=EvaluationConfig.with_tokens(
-                eval_text, eval_tokens, work.evaluation_sequences
+                eval_text,
+                eval_tokens,
+                work.evaluation_sequences,
+                tasks=tasks,
+                task_items=task_items,
+                prompts=work.prompts,
             ),
             bench=BenchConfig(bench, work.bench_rounds, budget_s=work.bench_budget_s),
             **more,

@@ -63,8 +63,8 @@ BAD = {
     "two ways to say how much": (["tiny", "--prune", "0.2", "--blocks", "1-2"], 2, "exclude"),
     "unknown search": (["tiny", "--search", "gat"], 2, "did you mean gate"),
     "unknown healing": (["tiny", "--heal", "magic"], 2, "none, refit, endpoints"),
-    "not yet: bytes": (["tiny", "--max-bytes", "90MB"], 2, "not yet"),
-    "not yet: speed": (["tiny", "--min-speedup", "1.2"], 2, "not yet"),
+    "too few bytes": (["tiny", "--max-bytes", "1KB"], 2, "the largest file is still"),
+    "no size": (["tiny", "--max-bytes", "much"], 2, "as a size"),
     "empty calibration": (["tiny", "--calibration", "empty.txt"], 1, "empty.txt"),
     "short calibration": (["tiny", "--calibration", "short.txt"], 1, "token"),
     "no calibration": (["tiny", "--calibration", "nowhere.txt"], 1, "nowhere.txt"),
@@ -203,5 +203,6 @@ def test_every_field_of_a_preset_reaches_the_run(preset: str, monkeypatch) -> No
         "evaluation_sequences": config.evaluation.sequences,
         "bench_rounds": config.bench.rounds,
         "bench_budget_s": config.bench.budget_s,
+        "prompts": config.evaluation.prompts,
     }
     assert reached == dataclasses.asdict(PRESETS[preset])

@@ -9,8 +9,7 @@ import typer
 
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
-from clp_edge.config import CompressConfig
-from clp_edge.errors import UsageError
+from clp_edge.config import CompressConfig, FileConfig, GateConfig
 from clp_edge.progress import Interruptible
 from clp_edge.registry import METHODS, RUNGS
 
@@ -46,10 +45,12 @@ def run(
         typer.Option(help="The very blocks to drop, FIRST-LAST, both inclusive, from 0."),
     ] = None,
     max_bytes: Annotated[
-        str | None, typer.Option(help="Drop as few blocks as this file size allows. Not yet.")
+        str | None,
+        typer.Option(help="Drop as few blocks as this file size needs, such as 90MB or 1.5GiB."),
     ] = None,
     min_speedup: Annotated[
-        float | None, typer.Option(help="Drop as few blocks as this speed-up needs. Not yet.")
+        float | None,
+        typer.Option(help="Drop as few blocks as the bytes need to allow this decode speed-up."),
     ] = None,
     search: Annotated[
         str,
@@ -75,6 +76,31 @@ def run(
     eval_tokens: Annotated[
         str | None, typer.Option(help="How many tokens of it: a number, or all.")
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Questions to ask dense, healed and every file: a .jsonl of multiple choice; "
+            "repeatable."
+        ),
+    ] = None,
+    task_items: Annotated[
+        int | None, typer.Option(help="How many of each file's questions. [default: all]")
+    ] = None,
+    max_ppl_ratio: Annotated[
+        float | None,
+        typer.Option(help="Exit with 4 where a file's perplexity over the dense one's is more."),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(help="Exit with 4 where a file's KL to the dense model is more, in nats."),
+    ] = None,
+    min_retention: Annotated[
+        float | None,
+        typer.Option(help="Exit with 4 where a file keeps less of a task beyond chance, as 0.9."),
+    ] = None,
+    tensor_type: options.TensorType = None,
+    careful: options.Careful = False,
+    ep: options.Provider = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output folder. [default: ./NAME-clp20]")
     ] = None,
@@ -123,11 +149,6 @@ def run(
     Example: clp-edge compress ./my-model --target gguf-q4 --prune 0.2
     """
     with opened(json=json_output, quiet=quiet, debug=debug) as ui:
-        for flag, value in (("--max-bytes", max_bytes), ("--min-speedup", min_speedup)):
-            if value is not None:
-                raise UsageError(
-                    f"{flag} is not yet built", "say how much to drop with --prune or --drop-blocks"
-                )
         asked = CompressConfig.of(
             model,
             targets=tuple(target) if target else ("gguf-q4",),
@@ -135,12 +156,18 @@ def run(
             prune=prune,
             drop_blocks=drop_blocks,
             blocks=blocks,
+            max_bytes=max_bytes,
+            min_speedup=min_speedup,
             search=search,
             heal=heal,
             calibration=calibration,
             eval_text=eval_text,
             eval_tokens=eval_tokens,
+            tasks=tuple(tasks or ()),
+            task_items=task_items,
             bench=not no_bench,
+            files=FileConfig(tuple(tensor_type or ()), careful, ep),
+            gate=GateConfig(max_ppl_ratio, max_kl, min_retention),
             out=out,
             force=force,
             resume=resume,
@@ -172,6 +199,7 @@ def run(
             from clp_edge.records import to_plain
 
             ui.print_json(to_plain(outcome.report))
+        outcome.require()
 
 
 def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.config import FileConfig
 from clp_edge.errors import UsageError
 from clp_edge.progress import Interruptible
 
@@ -24,6 +25,16 @@ def run(
     list_targets: Annotated[
         bool, typer.Option("--list-targets", help="List every target with a line of advice.")
     ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text that shows which weights matter, for types of 4 bits and less. Left out: "
+            "what an output folder of clp-edge heal was healed with."
+        ),
+    ] = None,
+    tensor_type: options.TensorType = None,
+    careful: options.Careful = False,
+    ep: options.Provider = "cpu",
     out: options.Out = None,
     force: options.Force = False,
     resume: options.Resume = True,
@@ -51,6 +62,8 @@ def run(
         asked = verbs.ExportConfig(
             model=folder,
             targets=tuple(target or ()),
+            calibration=calibration,
+            files=FileConfig(tuple(tensor_type or ()), careful, ep),
             out=out,
             force=force,
             resume=resume,

@@ -48,3 +48,17 @@ Calibration = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+TensorType = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="REGEX=TYPE: GGUF matrices whose name has a match get that type, such as "
+        "'attn_v=q6_k'; repeatable, the first match counts."
+    ),
+]
+Careful = Annotated[
+    bool,
+    typer.Option("--careful", help="GGUF: more bits for the head and the blocks beside the cut."),
+]
+Provider = Annotated[
+    str, typer.Option("--ep", help="ONNX: the execution provider to write for: cpu, cuda or dml.")
+]

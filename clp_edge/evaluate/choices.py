@@ -9,6 +9,8 @@ Retention is what is left of what the dense model knows beyond guessing: (acc - 
 (dense - chance), both over the same items, with a paired interval. Where the dense model's own
 interval holds chance there is nothing to retain, and `at_chance` says so.
 
+>>> from clp_edge.evaluate.tasks import read_task
+>>> from clp_edge.models.anatomy import dissect
 >>> task = read_task("arc_easy.jsonl", limit=100)                            # doctest: +SKIP
 >>> asked = encode(task, tokenizer)                                          # doctest: +SKIP
 >>> dense = answer(task, asked, model_scorer(dissect(model)))                # doctest: +SKIP

@@ -5,11 +5,13 @@ The whole way: all stages of `stages/`, and the report at the end.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clp_edge.config import CompressConfig
-from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.errors import ClpEdgeError, QualityGateError, UsageError
+from clp_edge.evaluate.gate import QualityGate
 from clp_edge.models.licence import licence_of
 from clp_edge.pipeline.preflight import Plan, preflight
 from clp_edge.pipeline.runner import Ending, Ledger, Runner, environment
@@ -25,7 +27,7 @@ from clp_edge.pipeline.stages import (
     text,
 )
 from clp_edge.progress import Observer, Quiet
-from clp_edge.records import ModelRecord, Report
+from clp_edge.records import ArtifactRecord, ModelRecord, QualityRecord, Report
 from clp_edge.report import build_report, load_report, write_report
 
 
@@ -36,6 +38,16 @@ class Outcome:
     report: Report
     out: Path
     reused: bool
+    missed: tuple[str, ...] = ()
+    """what the files do not reach of the quality that was asked for"""
+
+    def require(self) -> None:
+        """Raises QualityGateError (exit code 4) where anything was missed; the files stay."""
+        if self.missed:
+            raise QualityGateError(
+                f"the quality asked for is not reached: {'; '.join(self.missed)}",
+                "the files are there and verified; drop fewer blocks, heal more, or lower the gate",
+            )
 
 
 def compress(
@@ -48,18 +60,35 @@ def compress(
     """
     if not config.targets:
         raise UsageError("no --target was given", "give one, such as --target gguf-q4")
+    gate = QualityGate(**asdict(config.gate))
+    if gate.min_retention is not None and not config.evaluation.tasks:
+        raise UsageError("--min-retention needs questions to judge by", "give --tasks FILE.jsonl")
     plan = plan or preflight(config)
     runner = Runner(STAGES, config, plan, observer or Quiet())
 
     def write(context: Context, ledger: Ledger) -> tuple[Report, list[Path]]:
-        report = _report(config, plan, context, ledger)
+        report = _report(config, plan, context, ledger, gate)
         return report, write_report(report, plan.out)
 
     report, reused = runner.go(Ending(write, _stored_report))
-    return Outcome(report, plan.out, reused)
+    return Outcome(report, plan.out, reused, _missed(gate, report.artifacts, report.quality))
 
 
-def _report(config: CompressConfig, plan: Plan, context: Context, ledger: Ledger) -> Report:
+def _missed(
+    gate: QualityGate, artifacts: Sequence[ArtifactRecord], quality: Mapping[str, QualityRecord]
+) -> tuple[str, ...]:
+    """What the files that ship do not reach of the quality asked for."""
+    return tuple(
+        f"{artifact.name}: {failure}"
+        for artifact in artifacts
+        if artifact.variant == "healed"
+        for failure in gate.failures(quality[artifact.name])
+    )
+
+
+def _report(
+    config: CompressConfig, plan: Plan, context: Context, ledger: Ledger, gate: QualityGate
+) -> Report:
     record = context.record
     found, healed = record(search.STAGE), record(heal.STAGE)
     judged, timed = record(evaluate.STAGE), record(bench.STAGE).bench
@@ -68,6 +97,7 @@ def _report(config: CompressConfig, plan: Plan, context: Context, ledger: Ledger
         warnings.append("the two best windows are a near tie: their gap is within its error")
     if timed:
         warnings += timed.warnings
+    warnings += _missed(gate, record(export.STAGE).artifacts, judged.quality)
     stated = licence_of(plan.source)
     model = ModelRecord(
         source=plan.source.spec or plan.source.name,

@@ -37,6 +37,7 @@ from clp_edge.models.source import (
 from clp_edge.pipeline import lock
 from clp_edge.pipeline.folder import admit
 from clp_edge.pipeline.overlap import overlaps
+from clp_edge.pipeline.sizing import blocks_to_drop
 from clp_edge.registry import FORMATS
 from clp_edge.runtimes import default_threads
 from clp_edge.segment import Segment
@@ -147,7 +148,32 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     assert model_config is not None
 
     blocks = int(model_config.num_hidden_layers)
-    count = problems.attempt(lambda: config.cut.count(blocks))
+    carried = tokenizer_gguf(source)
+    asked: dict[str, Any] = {
+        "calibrated": True,
+        "options": export.ExportOptions(
+            tensor_types=config.files.typed,
+            careful_head=config.files.careful,
+            provider=config.files.provider,
+        ),
+    }
+    known = list(dict.fromkeys(target for target in targets if target is not None))
+
+    def sizes(dropped: int) -> list[int]:
+        """What every target's file weighs without so many blocks."""
+        return [
+            export.plan(
+                model_config,
+                tokenizer,
+                target,
+                tokenizer_gguf=carried,
+                blocks=blocks - dropped,
+                **asked,
+            ).predicted_bytes
+            for target in known
+        ]
+
+    count = problems.attempt(lambda: blocks_to_drop(config.cut, blocks, sizes))
     if count is None:
         problems.raise_if_any()
     assert count is not None
@@ -156,12 +182,11 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     _check_vocabulary(problems, model_config, tokenizer)
     limit = int(getattr(model_config, "max_position_embeddings", 0) or config.evaluation.length)
     total, block = parameter_counts(model_config)
-    carried = tokenizer_gguf(source)
     named = config.cut.segment
     forbidden = _forbidden(problems, model_config, targets, named, count)
     planned = []
-    for target in dict.fromkeys(t for t in targets if t is not None):
-        dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried)
+    for target in known:
+        dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried, **asked)
         pruned = export.plan(
             model_config,
             tokenizer,
@@ -169,6 +194,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
             tokenizer_gguf=carried,
             blocks=blocks - count,
             dropped=named.blocks if named else None,
+            **asked,
         )
         for problem in dense.problems:
             problems.add(problem)

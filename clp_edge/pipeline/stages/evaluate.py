@@ -126,7 +126,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
         sides[name] = exam.side(measure, evaluate.model_scorer(model), speak, part[name])
 
     ask("dense", body, partial(evaluate.measure_dense, reference))
-    model = dissect(cut.pruned(context))
+    model = dissect(cut.pruned(context, search.segment(context)))
     pruned = evaluate.measure_model(model, ids, reference, part["pruned"])
     sides["pruned"] = Side(pruned, {}, None)
     # The dense head is the healed one: the dense model itself may go.

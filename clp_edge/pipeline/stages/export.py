@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import clp_edge.export as exporters
-from clp_edge.config import CompressConfig
+from clp_edge.config import CompressConfig, FileConfig
 from clp_edge.export.base import Target
 from clp_edge.models.source import save_model
 from clp_edge.pipeline import provenance
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import UNKEYED, Context, Stage
-from clp_edge.pipeline.stages import cut
+from clp_edge.pipeline.stages import calibrate, cut
 from clp_edge.progress import Progress
-from clp_edge.records import ArtifactRecord, ExportRecord, Variant
+from clp_edge.records import ArtifactRecord, ExportRecord, Provenance, Variant
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Job:
     folder: Path
     destination: Path
     metadata: dict[str, Any]
+    calibration: Tensor | None
+    """(sequences, tokens): what importance is measured on"""
+    options: exporters.ExportOptions
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,28 @@ class Inputs:
     """whether the dense model is written too, to compare with"""
     name: str
     """of the healed model"""
+    files: FileConfig
     threads: int = field(metadata=UNKEYED)
 
 
 def inputs(config: CompressConfig, plan: Plan) -> Inputs:
     targets = tuple(planned.target for planned in plan.targets)
-    return Inputs(targets, config.bench.wanted, plan.name, plan.threads)
+    return Inputs(targets, config.bench.wanted, plan.name, config.files, plan.threads)
+
+
+def options_of(files: FileConfig, says: Provenance | None) -> exporters.ExportOptions:
+    """What the exporters are asked for; the blocks beside a cut are those of the written model."""
+    beside: tuple[int, ...] = ()
+    if files.careful and says is not None:
+        span = says.segments[0]
+        left = says.blocks_before - (span.last - span.first + 1)
+        beside = tuple(i for i in (span.first - 1, span.first) if 0 <= i < left)
+    return exporters.ExportOptions(
+        tensor_types=files.typed,
+        careful_blocks=beside,
+        careful_head=files.careful,
+        provider=files.provider,
+    )
 
 
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> ExportRecord:
@@ -55,22 +76,27 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Expo
     says = provenance.read(healed)
     assert says is not None  # the cut stage wrote it
     dense = _dense_folder(context, room) if given.dense else None
+    text = calibrate.calibration(context).fit
     context.let_go()
     jobs = []
     for target in given.targets:
         parent = context.out / target.format
         if dense is not None:
             path = parent / "dense" / target.file_name(source)
-            jobs.append(Job(target, "dense", dense, path, provenance.dense_metadata(source)))
+            options = options_of(given.files, None)
+            metadata = provenance.dense_metadata(source)
+            jobs.append(Job(target, "dense", dense, path, metadata, text, options))
         path = parent / target.file_name(given.name)
-        jobs.append(Job(target, "healed", healed, path, provenance.file_metadata(says)))
+        options = options_of(given.files, says)
+        metadata = provenance.file_metadata(says)
+        jobs.append(Job(target, "healed", healed, path, metadata, text, options))
     return write(jobs, context, room, threads=given.threads, progress=progress)
 
 
 STAGE: Stage[Inputs, ExportRecord] = Stage(
     "export",
     "Export and verify",
-    (cut.STAGE,),
+    (calibrate.STAGE, cut.STAGE),
     ExportRecord,
     inputs,
     run,
@@ -96,6 +122,8 @@ def write(
                         metadata=job.metadata,
                         threads=threads,
                         workdir=room / target.format / job.variant,
+                        calibration=job.calibration,
+                        options=job.options,
                     )
                 )
             for file in context.folder.ours_below(path):

@@ -13,7 +13,7 @@ from clp_edge.models.anatomy import dissect
 from clp_edge.models.source import fingerprint, load_config, load_model, load_tokenizer, locate
 from clp_edge.pipeline import provenance
 from clp_edge.pipeline.preflight import compute_dtype, device_of
-from clp_edge.pipeline.stages.evaluate import quality_record
+from clp_edge.pipeline.stages.evaluate import Side, quality_record
 from clp_edge.pipeline.verbs.heal import hf_folder_of
 from clp_edge.progress import Progress, silent
 from clp_edge.records import EvalDocument, EvaluationRecord, QualityRecord
@@ -71,7 +71,7 @@ def measure(
 
     model = dissect(load_model(source, dtype=kind, device=where))
     reference = evaluate.DenseReference.build(model, ids)
-    whole = evaluate.measure_dense(reference, part(0, source.name))
+    whole = Side(evaluate.measure_dense(reference, part(0, source.name)), {}, None)
     measured: dict[str, QualityRecord] = {source.name: quality_record(whole, whole)}
     for number, folder in enumerate(folders, start=1):
         name = str(paths[number - 1])
@@ -86,7 +86,7 @@ def measure(
                 folder, threads=threads or default_threads(), context=length
             ) as session:
                 found_quality = evaluate.measure_artifact(session, ids, reference, step)
-        measured[name] = quality_record(found_quality, whole)
+        measured[name] = quality_record(Side(found_quality, {}, None), whole)
     return EvalDocument(
         command=command,
         version=clp_edge.__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 import clp_edge
 import clp_edge.export as exporters
-from clp_edge.config import digest
+from clp_edge import data
+from clp_edge.config import PRESETS, SEQUENCE_LENGTH, FileConfig, digest
 from clp_edge.errors import UsageError
 from clp_edge.export.targets import Target, resolve
 from clp_edge.models.source import (
@@ -33,6 +37,7 @@ from clp_edge.pipeline.overlap import overlaps
 from clp_edge.pipeline.preflight import Problems, check_disk
 from clp_edge.pipeline.runner import Ledger, Runner
 from clp_edge.pipeline.stage import UNKEYED, Context, Ground, Stage, keyed_by
+from clp_edge.pipeline.stages import calibrate
 from clp_edge.pipeline.stages import export as export_stage
 from clp_edge.pipeline.verbs.ending import Done, document
 from clp_edge.pipeline.verbs.heal import hf_folder_of
@@ -53,6 +58,9 @@ class ExportConfig:
     out: Path | None = None
     force: bool = False
     resume: bool = True
+    calibration: str | None = None
+    """text that importance is measured on; None: what an output folder of ours was healed with"""
+    files: FileConfig = field(default_factory=FileConfig)
     threads: int | None = None
     seed: int = 0
     command: str = "clp-edge export"
@@ -75,6 +83,7 @@ class ExportPlanned:
     """of the files"""
     says: Provenance | None
     targets: tuple[Target, ...]
+    text: Tensor | None
     out: Path
     threads: int
     warnings: tuple[str, ...]
@@ -109,9 +118,16 @@ def plan_export(config: ExportConfig) -> ExportPlanned:
     name = says.name if says is not None else source.name
     out = config.out if config.out is not None else Path(f"{name}-export")
     size, notes = 0, []
+    text = problems.attempt(lambda: _text(config, tokenizer))
+    options = export_stage.options_of(config.files, says)
     for target in targets:
         planned = exporters.plan(
-            model_config, tokenizer, target, tokenizer_gguf=tokenizer_gguf(source)
+            model_config,
+            tokenizer,
+            target,
+            tokenizer_gguf=tokenizer_gguf(source),
+            calibrated=text is not None,
+            options=options,
         )
         size += planned.predicted_bytes
         notes += planned.notes
@@ -138,11 +154,31 @@ def plan_export(config: ExportConfig) -> ExportPlanned:
         name=name,
         says=says,
         targets=targets,
+        text=text,
         out=out,
         threads=config.threads or default_threads(),
         warnings=tuple(dict.fromkeys([*source_warnings(source), *notes])),
         ground=ground,
     )
+
+
+def _text(config: ExportConfig, tokenizer: Any) -> Tensor | None:
+    """(sequences, tokens) of calibration text: what the user names, or what the folder was healed
+    with, where it is an output folder of ours."""
+    if config.calibration is not None:
+        return data.calibrate(
+            data.read_documents(config.calibration),
+            tokenizer,
+            sequences=PRESETS["balanced"].given_sequences,
+            length=SEQUENCE_LENGTH,
+            seed=config.seed,
+        ).fit
+    kept = Path(config.model) / "stages" / calibrate.STAGE.name / calibrate.TENSORS
+    return load_file(str(kept))["fit"] if kept.is_file() else None
+
+
+def _content(text: Tensor | None) -> str | None:
+    return hashlib.sha256(text.numpy().tobytes()).hexdigest() if text is not None else None
 
 
 @dataclass(frozen=True)
@@ -151,12 +187,14 @@ class Inputs:
 
     targets: tuple[Target, ...]
     name: str
+    files: FileConfig
     says: Provenance | None = field(metadata=keyed_by(lambda found: digest(str(found))))
+    text: Tensor | None = field(metadata=keyed_by(_content))
     threads: int = field(metadata=UNKEYED)
 
 
 def inputs(config: ExportConfig, plan: ExportPlanned) -> Inputs:
-    return Inputs(plan.targets, plan.name, plan.says, plan.threads)
+    return Inputs(plan.targets, plan.name, config.files, plan.says, plan.text, plan.threads)
 
 
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> ExportRecord:
@@ -167,6 +205,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Expo
         if given.says is not None
         else provenance.dense_metadata(given.name)
     )
+    options = export_stage.options_of(given.files, given.says)
     jobs = [
         export_stage.Job(
             target,
@@ -174,6 +213,8 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Expo
             folder,
             context.out / target.format / target.file_name(given.name),
             says,
+            given.text,
+            options,
         )
         for target in given.targets
     ]
