@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from clp_edge.errors import UsageError
-from clp_edge.registry import FORMATS, Registry
+from clp_edge.registry import FORMATS, METHODS, RUNGS, Registry
 
 
 def fruit() -> Registry:
@@ -62,7 +62,22 @@ def test_a_temporary_row_shows_up_in_the_help_and_goes_again() -> None:
     assert "fig" not in table
 
 
-@pytest.mark.parametrize("table", [FORMATS])
+def test_words_beside_the_rows_are_choices_that_lead_nowhere() -> None:
+    table = Registry("fruit", "--fruit", {"any": "whichever is ripe"})
+    table.add("apple", 1, "round", aliases=("malus",))
+    assert table.choose(" ANY") == "any"
+    assert table.choose("Malus") == "apple"
+    assert table.names() == ("apple",)
+    assert table.help() == "any: whichever is ripe; apple: round"
+    with pytest.raises(UsageError, match=r"did you mean any\? known: any, apple"):
+        table.choose("anny")
+    with pytest.raises(UsageError, match="unknown fruit 'any'"):
+        table.load("any")
+    with pytest.raises(ValueError, match="registered already"):
+        table.add("any", 2, "")
+
+
+@pytest.mark.parametrize("table", [FORMATS, METHODS, RUNGS])
 def test_every_row_leads_somewhere(table: Registry) -> None:
     for row in table:
         assert row.help

@@ -21,7 +21,7 @@ def run(
     ] = None,
     drop_blocks: Annotated[int | None, typer.Option(help="Number of blocks to drop.")] = None,
     method: Annotated[
-        str, typer.Option(help=f"auto: the one predicted to be cheapest; {METHODS.help()}.")
+        str, typer.Option(help=f"How to find the blocks. {METHODS.help()}.")
     ] = "auto",
     target: Annotated[
         list[str] | None,
