@@ -209,7 +209,7 @@ class EvaluationConfig:
 
     @classmethod
     def with_tokens(
-        cls, text: str | None, tokens: str | None, sequences: int, **more: Any
+        cls, text: str | None, tokens: str | None, sequences: int | Literal["all"], **more: Any
     ) -> EvaluationConfig:
         """From --eval-tokens N|all; N is rounded up to whole sequences. `more`: other fields."""
         if tokens is None:

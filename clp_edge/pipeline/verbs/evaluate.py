@@ -61,11 +61,11 @@ def measure(
         evaluation.text, tokenizer, sequences=evaluation.sequences, length=length
     )
     ids = text.ids.to(where)
-    total = len(folders) + 1
+    sides = len(folders) + 1
 
     def part(number: int, name: str) -> Progress:
-        def step(done: float, whole: float, note: str = "") -> None:
-            progress(number + done / whole, total, f"{name}: {note}")
+        def step(done: float, total: float, note: str = "") -> None:
+            progress(number + done / total, sides, f"{name}: {note}")
 
         return step
 

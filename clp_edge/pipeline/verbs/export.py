@@ -117,7 +117,8 @@ def plan_export(config: ExportConfig) -> ExportPlanned:
     says = provenance.read(source.path)
     name = says.name if says is not None else source.name
     out = config.out if config.out is not None else Path(f"{name}-export")
-    size, notes = 0, []
+    size = 0
+    notes: list[str] = []
     text = problems.attempt(lambda: _text(config, tokenizer))
     options = export_stage.options_of(config.files, says)
     for target in targets:
