@@ -165,3 +165,9 @@ class Format(Protocol):
         reads. Raises UsageError for `options` that the format does not know.
         """
         ...
+
+    def companions(self, folder: Path, file_name: str) -> dict[str, str]:
+        """Small text files that belong beside the artifact `file_name` made from `folder`: name ->
+        content, such as what another program needs to open it.
+        """
+        ...

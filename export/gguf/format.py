@@ -92,5 +92,11 @@ class GgufFormat:
             options=options,
         )
 
+    def companions(self, folder: Path, file_name: str) -> dict[str, str]:
+        from clp_edge.export.gguf.usage import modelfile, modelfile_name
+        from clp_edge.models.source import folder_tokenizer
+
+        return {modelfile_name(file_name): modelfile(file_name, folder_tokenizer(folder))}
+
 
 FORMAT = GgufFormat()

@@ -22,7 +22,7 @@ from clp_edge.export.gguf.mix import (
     taken_for_70b,
     wanted,
 )
-from clp_edge.export.gguf.targets import uses_matrix
+from clp_edge.export.gguf.targets import FITS_ALL, uses_matrix
 from clp_edge.export.gguf.tokenizer import Entry
 from clp_edge.export.gguf.writer import hyper_parameters, metadata_entries
 
@@ -47,6 +47,11 @@ class _Sizes:
     padding: int
     parameters: int
     fallback: tuple[str, ...]
+
+    @property
+    def bits(self) -> float:
+        """per weight"""
+        return 8.0 * self.stored / self.parameters
 
 
 def traits_of(
@@ -127,12 +132,12 @@ def plan(
             of = traits_of(changed, target, calibrated=calibrated, options=options)
             sizes = _sizes(changed, target, of)
             fallback = sizes.fallback
-            bits = 8.0 * sizes.stored / sizes.parameters
+            bits = sizes.bits
             entries += general_entries(changed, target) + hyper_parameters(changed)
             entries += metadata_entries({"version": clp_edge.__version__, **(metadata or {})})
             head = _HEAD_BYTES + sizes.around + sum(_entry_bytes(entry) for entry in entries)
             size = sizes.stored + sizes.padding + head + -head % _ALIGNMENT
-            notes += _advice(target, fallback, bits)
+            notes += _advice(changed, target, of, sizes)
         except ClpEdgeError as error:
             problems.append(error)
     return ExportPlan(target, size, bits, len(fallback), tuple(problems), tuple(notes))
@@ -149,15 +154,27 @@ def general_entries(config: Any, target: Target) -> list[Entry]:
     ]
 
 
-def _advice(target: Target, fallback: tuple[str, ...], bits: float) -> list[str]:
-    """How many matrices fell back, which, and what may be better."""
+def _advice(config: Any, target: Target, of: Traits, sizes: _Sizes) -> list[str]:
+    """How many matrices fell back, which, and a type that fits where most of them did."""
+    fallback = sizes.fallback
     if not fallback:
         return []
     more = f" and {len(fallback) - _LISTED} more" if len(fallback) > _LISTED else ""
-    return [
+    found = [
         f"{len(fallback)} matrices have rows that {target.quantization} does not fit and take "
-        f"another type, {bits:.2f} bits per weight in all: {', '.join(fallback[:_LISTED])}{more}"
+        f"another type, {sizes.bits:.2f} bits per weight in all: "
+        f"{', '.join(fallback[:_LISTED])}{more}"
     ]
+    matrices = sum(len(row.shape) > 1 for row in families.tensors(config))
+    if uses_matrix(target) and 2 * len(fallback) > matrices and not of.types:
+        fitting = _sizes(config, FITS_ALL, of)
+        if fitting.stored < sizes.stored:
+            found.append(
+                f"{target.name} is {sizes.bits:.1f} bits on this model: {FITS_ALL.name} fits its "
+                f"rows, {fitting.stored / 1e6:.1f} MB instead of {sizes.stored / 1e6:.1f} MB "
+                f"({fitting.bits:.2f} bits per weight), with more loss than 5 bits have"
+            )
+    return found
 
 
 def _sizes(config: Any, target: Target, of: Traits) -> _Sizes:

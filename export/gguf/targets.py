@@ -94,6 +94,8 @@ TARGETS: tuple[Target, ...] = (
 )
 
 F16 = TARGETS[0]
+FITS_ALL = next(target for target in TARGETS if target.quantization == "IQ4_NL")
+"""The best type of 4 bits for rows that are multiples of 32 but not of 256 (docs/LOG.md)."""
 
 _WITHOUT_MATRIX = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0")
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from clp_edge.errors import ClpEdgeError
 from clp_edge.export.gguf.tokenizer import added_ends, end_of_turn
 
 _ASKED = (  # roles of the conversations that the written template must get right
@@ -133,8 +134,12 @@ def _read(tokenizer: Any) -> ChatParts | None:
 
 def stops(tokenizer: Any) -> tuple[str, ...]:
     """The texts of the tokens that end an answer: the chat turn's and the model's own."""
-    found = []
-    for token in (end_of_turn(tokenizer), tokenizer.eos_token_id):
+    try:
+        turn = end_of_turn(tokenizer)
+    except ClpEdgeError:  # the template renders no answer
+        turn = None
+    found: list[str] = []
+    for token in (turn, tokenizer.eos_token_id):
         if token is not None:
             text = tokenizer.convert_ids_to_tokens(int(token))
             if text and text not in found and '"' not in text:

@@ -113,6 +113,9 @@ class OnnxFormat:
             raise refused
         return nullcontext(GenaiExporter(folder, metadata, threads, workdir, options.provider))
 
+    def companions(self, folder: Path, file_name: str) -> dict[str, str]:
+        return {}  # the folder holds all that onnxruntime-genai needs
+
 
 def _refused(options: ExportOptions) -> UsageError | None:
     """The builder chooses the type of each matrix itself."""

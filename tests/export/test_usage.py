@@ -94,6 +94,7 @@ def test_the_rest_of_the_modelfile():
     assert modelfile("m.Q4_0.gguf", plain) == (
         'FROM ./m.Q4_0.gguf\nPARAMETER stop "<|endoftext|>"\n'
     )
+    assert stops(told("{{ raise_exception('no') }}")) == ("<|endoftext|>",)
     assert stops(told(CHATML)) == ("<|done|>", "<|endoftext|>")
 
 

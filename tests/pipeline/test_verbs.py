@@ -61,6 +61,9 @@ def test_the_steps_give_the_same_weights_and_the_same_file_as_compress(place: Pa
         assert steps.read_bytes() == whole.read_bytes(), name
     name = "tiny-clp25.Q8_0.gguf"
     steps, whole = (place / out / "gguf" / name for out in ("files", "whole"))
+    for made in (steps, whole):  # beside the healed model's file, for Ollama
+        assert made.with_suffix(".Modelfile").read_text().startswith(f"FROM ./{name}\n")
+    assert len(list((place / "whole").rglob("*.Modelfile"))) == 1
     assert steps.read_bytes() == whole.read_bytes()
     # each verb resumes: the same command again computes nothing
     code, out, err = call("heal", "cut", "--heal", "refit", *TEXT, "--out", "healed", "--json")

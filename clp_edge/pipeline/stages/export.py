@@ -13,6 +13,7 @@ from torch import Tensor
 
 import clp_edge.export as exporters
 from clp_edge.config import CompressConfig, FileConfig
+from clp_edge.durable import write_text
 from clp_edge.export.base import Target
 from clp_edge.models.source import save_model
 from clp_edge.pipeline import provenance
@@ -134,6 +135,13 @@ def write(
                 target, path, progress=_share(progress, number, jobs)
             )
             made = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+            if job.variant == "healed":
+                beside = exporters.format_of(target).companions(job.folder, path.name)
+                for name, text in beside.items():
+                    companion = path.with_name(name)
+                    context.folder.claim(companion)
+                    write_text(companion, text)
+                    made.append(companion)
             context.folder.own(made)
             files += context.folder.relative(made)
             written.append(
