@@ -85,7 +85,7 @@ class OnnxFormat:
         if dropped is not None:
             blocks = int(config.num_hidden_layers) - len(set(dropped))
         planned = plan(config, tokenizer, target, blocks=blocks, provider=options.provider)
-        refused = _refused(options)
+        refused: ClpEdgeError | None = _refused(options)
         if refused is None and not planned.problems:
             refused = problem(options.provider)
         if refused is None:
