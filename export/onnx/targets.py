@@ -65,3 +65,16 @@ TARGETS: tuple[Target, ...] = (
     _onnx("int4", 0.6, "the usual choice: small and fast, 8 bits on the sensitive matrices"),
     _onnx("int4-rtn", 1.2, "plain rounding: a little smaller and faster than int4, more loss"),
 )
+
+
+def _optimum(kind: str, max_kl: float, advice: str) -> Target:
+    name = f"onnx-optimum-{kind}"
+    return Target(name, (), "onnx-optimum", kind, name, advice, max_kl)
+
+
+OPTIMUM_TARGETS: tuple[Target, ...] = (
+    _optimum("fp32", 1e-5, "portable: for ORTModelForCausalLM and any runtime with a cache"),
+    _optimum("fp16", 5e-3, "the same in half precision, for GPUs"),
+    _optimum("int8", 0.3, "the same, products in 8 bits, their inputs rounded as they come"),
+)
+"""Plain graphs with past key values, written by Optimum in an environment of its own."""
