@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError, MissingDependencyError, UsageError
 from clp_edge.kernels import launch
+from clp_edge.kernels.gated_add import gated_add_reference, gated_add_triton
 from clp_edge.kernels.gated_residual import (
     Casting,
     gated_residual_reference,
@@ -129,6 +130,12 @@ def gated_residual(
     """x = residual + gate·branch and its gained RMS norm: see `kernels.gated_residual`."""
     run = gated_residual_triton if uses_triton(residual) else gated_residual_reference
     return run(residual, branch, gate, weight, eps=eps, casting=casting)
+
+
+def gated_add(residual: Tensor, branch: Tensor, gate: Tensor | float) -> Tensor:
+    """residual + gate·branch, with no norm behind it: see `kernels.gated_add`."""
+    run = gated_add_triton if uses_triton(residual) else gated_add_reference
+    return run(residual, branch, gate)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

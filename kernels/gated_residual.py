@@ -460,11 +460,7 @@ def gated_residual_triton(
     shape, hidden = residual.shape, residual.shape[-1]
     r = launch.as_rows(residual)
     b = None if branch is None else launch.as_rows(branch)
-    if isinstance(gate, Tensor):
-        # No .item(): the host never waits for the gate.
-        number = gate.reshape(()).to(residual.device, torch.float32)
-    else:
-        number = torch.full((), gate, dtype=torch.float32, device=residual.device)
+    number = launch.as_number(gate, residual.device)
     block = min(max_block, launch.power_of_two(hidden))
     x, y = _GatedResidual.apply(r, b, number, weight.contiguous(), eps, casting, block)
     return x.view(shape), y.view(shape)

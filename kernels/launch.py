@@ -67,6 +67,13 @@ def as_rows(values: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
+def as_number(gate: Tensor | float, device: torch.device) -> Tensor:
+    """A gate as one float32 number on the device; the host never waits for it."""
+    if isinstance(gate, Tensor):
+        return gate.reshape(()).to(device, torch.float32)
+    return torch.full((), gate, dtype=torch.float32, device=device)
+
+
 def on_device_of(values: Tensor) -> AbstractContextManager[Any]:
     """Launches inside go to this tensor's GPU, which need not be the current one."""
     return torch.cuda.device(values.device) if values.is_cuda else nullcontext()

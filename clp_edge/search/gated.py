@@ -7,12 +7,14 @@ that comes next, in this block or the next one:
     y = norm_1(r);  (r, y) = gated_residual(r, Attn(y), g, norm_2);
                     (r, y) = gated_residual(r, MLP(y), g, norm_1 of the next block that runs)
 
-and after the last block the final norm. The attention is transformers' own module; the MLP is its
-matrices around the fused activation. A block whose gate is exactly 0 is not run at all, and its
-gate's gradient is 0 here: it is not known without running the block.
+and after the last block the final norm. Gemma 2 and 3 norm each branch once more before its gate,
+by the same kernel without a branch; OLMo 2 norms the branches alone and hands the stream itself on,
+so the gated sum is all there is to fuse (`kernels.gated_add`). The attention is transformers' own
+module; the MLP is its matrices around the fused activation. A block whose gate is exactly 0 is not
+run at all, and its gate's gradient is 0 here: it is not known without running the block.
 
-Families whose norms stand elsewhere run as transformers has them, with the gates as hooks:
-`path_of` says which, and why. Both paths give the same numbers.
+A model without a row here, or in training mode, runs as transformers has it, with the gates as
+hooks: `path_of` says which way, and why. Both give the same numbers.
 
 >>> path_of(body)                                                          # doctest: +SKIP
 Path(fused=True, reason='pre-norm blocks')
@@ -29,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clp_edge.kernels.dispatch import gated_residual, geglu, swiglu
+from clp_edge.kernels.dispatch import gated_add, gated_residual, geglu, swiglu
 from clp_edge.kernels.gated_residual import Casting
 from clp_edge.models.anatomy import Anatomy, BlockArguments
 
@@ -42,28 +44,41 @@ class Path(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PreNorm:
-    """A family that takes the fused path; paths are relative to a block."""
+class Layout:
+    """Where a family's norms stand; paths are relative to a block, None where there is no norm."""
 
+    reason: str = "pre-norm blocks"
     attention: str = "self_attn"
-    attention_norm: str = "input_layernorm"
     mlp: str = "mlp"
-    mlp_norm: str = "post_attention_layernorm"
+    attention_norm: str | None = "input_layernorm"
+    """norms the stream for the attention"""
+    mlp_norm: str | None = "post_attention_layernorm"
+    """norms the stream for the MLP"""
+    attention_branch_norm: str | None = None
+    """norms what the attention gives, before its gate"""
+    mlp_branch_norm: str | None = None
     casting: Casting = "llama"
-    """All of these norm in float32 and round before the gain."""
+    """of the norms of the stream, and of the branches' too where the stream has norms"""
 
 
-FUSED: dict[str, PreNorm] = {
-    name: PreNorm() for name in ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "granite")
-}
-_SANDWICH = (
-    "a norm of its own stands between each branch and the stream, so what is gated is a norm's "
-    "output and the sum is not what the kernel reads"
+_SANDWICH = Layout(
+    reason="a norm before and after each branch",
+    mlp_norm="pre_feedforward_layernorm",
+    attention_branch_norm="post_attention_layernorm",
+    mlp_branch_norm="post_feedforward_layernorm",
+    casting="gemma",
 )
-NOT_FUSED: dict[str, str] = {
+FUSED: dict[str, Layout] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "granite"), Layout()),
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
-    "olmo2": "branches are normed after they run and read the stream itself: no norm follows a sum",
+    "olmo2": Layout(
+        reason="no norm follows a sum, so the gated sum and the MLP's product alone are fused",
+        attention_norm=None,
+        mlp_norm=None,
+        attention_branch_norm="post_attention_layernorm",
+        mlp_branch_norm="post_feedforward_layernorm",
+    ),
 }
 
 
@@ -71,15 +86,20 @@ def path_of(body: Anatomy) -> Path:
     """Which way this model's gated forward goes."""
     name = body.family.model_type
     if name not in FUSED:
-        return Path(False, NOT_FUSED.get(name, f"{name} has no row in the table of fused families"))
+        return Path(False, f"{name} has no row in the table of fused families")
     if body.model.training:
         return Path(False, "the model is in training mode, and dropout is not fused")
-    return Path(True, "pre-norm blocks")
+    return Path(True, FUSED[name].reason)
 
 
 def _eps(norm: Any) -> float:
     """transformers calls it variance_epsilon in the families of the table."""
     return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
+def _activation(config: Any) -> str:
+    """Gemma calls it hidden_activation, and may carry a hidden_act that its MLP does not use."""
+    return str(getattr(config, "hidden_activation", None) or config.hidden_act)
 
 
 def _product(activation: str) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -138,33 +158,52 @@ def gated_final_hidden(
         return body.normed(hidden)
 
     row = FUSED[body.family.model_type]
-    activation = str(body.config.hidden_act)
+    activation = _activation(body.config)
     if not isinstance(gates, Tensor):
         gates = torch.tensor(numbers, device=hidden.device)
     # unbind, not indexing: one backward node for all blocks.
     effective = (gates.to(hidden.device, torch.float32) * body.residual_multiplier).unbind()
-    norms = [body.submodule(index, row.attention_norm) for index in running] + [body.final_norm]
 
-    def join(stream: Tensor, branch: Tensor | None, gate: Any, norm: Any) -> tuple[Tensor, Tensor]:
-        return gated_residual(
-            stream, branch, gate, norm.weight, eps=_eps(norm), casting=row.casting
-        )
+    def norm(index: int, path: str | None) -> nn.Module | None:
+        return None if path is None else body.submodule(index, path)
+
+    def join(
+        stream: Tensor, branch: Tensor | None, gate: Any, following: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The new stream, and what the next branch reads."""
+        if following is not None:
+            gain, eps = following.weight, _eps(following)
+            return gated_residual(stream, branch, gate, gain, eps=eps, casting=row.casting)
+        if branch is not None:
+            stream = gated_add(stream, branch, gate)
+        return stream, stream
+
+    def branch_normed(branch: Tensor, index: int, path: str | None) -> Tensor:
+        own = norm(index, path)
+        if own is None:
+            return branch
+        # OLMo 2's norm casts in a third way, which the kernel does not have.
+        return own(branch) if row.mlp_norm is None else join(branch, None, 0.0, own)[1]
 
     def block(
-        index: int, stream: Tensor, normed: Tensor, gate: Tensor, following: nn.Module
+        index: int, stream: Tensor, read: Tensor, gate: Tensor, following: nn.Module | None
     ) -> tuple[Tensor, Tensor]:
         attention = body.submodule(index, row.attention)
-        branch = attention(hidden_states=normed, **arguments[index])[0]
-        stream, normed = join(stream, branch, gate, body.submodule(index, row.mlp_norm))
-        branch = run_mlp(body.submodule(index, row.mlp), normed, activation)
+        branch = attention(hidden_states=read, **arguments[index])[0]
+        branch = branch_normed(branch, index, row.attention_branch_norm)
+        stream, read = join(stream, branch, gate, norm(index, row.mlp_norm))
+        branch = run_mlp(body.submodule(index, row.mlp), read, activation)
+        branch = branch_normed(branch, index, row.mlp_branch_norm)
         return join(stream, branch, gate, following)
 
-    hidden, normed = join(hidden, None, 0.0, norms[0])
+    last = None if row.attention_norm is None else body.final_norm
+    norms = [norm(index, row.attention_norm) for index in running] + [last]
+    hidden, read = join(hidden, None, 0.0, norms[0])
     for count, index in enumerate(running):
-        hidden, normed = _again(
-            count < recompute, block, index, hidden, normed, effective[index], norms[count + 1]
+        hidden, read = _again(
+            count < recompute, block, index, hidden, read, effective[index], norms[count + 1]
         )
-    return normed
+    return body.normed(hidden) if last is None else read
 
 
 def _again(wanted: bool, function: Callable[..., Any], *args: Any) -> Any:

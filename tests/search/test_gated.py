@@ -13,7 +13,6 @@ from clp_edge.models.families import FAMILIES
 from clp_edge.search import gated
 from clp_edge.search.gated import (
     FUSED,
-    NOT_FUSED,
     blocks_to_recompute,
     gated_final_hidden,
     kept_bytes,
@@ -57,16 +56,23 @@ def same(got: tuple, expected: tuple) -> None:
     torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=2e-4 * scale)
 
 
-def test_every_family_is_fused_or_says_why() -> None:
-    assert set(FUSED) | set(NOT_FUSED) == set(FAMILIES)
-    assert not set(FUSED) & set(NOT_FUSED)
+def test_every_family_is_fused_and_says_how() -> None:
+    assert set(FUSED) == set(FAMILIES)
     assert path_of(dissect(tiny_model("qwen3", blocks=2))) == (True, "pre-norm blocks")
-    fused, reason = path_of(dissect(tiny_model("gemma2", blocks=2)))
-    assert not fused
-    assert "norm" in reason
-    body = dissect(tiny_model("llama", blocks=2))
+    assert "before and after" in path_of(dissect(tiny_model("gemma2", blocks=2))).reason
+    assert "the gated sum" in path_of(dissect(tiny_model("olmo2", blocks=2))).reason
+
+
+def test_a_family_without_a_row_and_a_model_in_training_take_the_hooks(monkeypatch) -> None:
+    body = dissect(tiny_model("llama", blocks=6))
+    expected = step(body, eager, GATES)
+    monkeypatch.delitem(FUSED, "llama")
+    assert path_of(body) == (False, "llama has no row in the table of fused families")
+    same(step(body, gated_final_hidden, GATES, recompute=2), expected)
+    monkeypatch.undo()
     body.model.train()
     assert path_of(body) == (False, "the model is in training mode, and dropout is not fused")
+    same(step(body, gated_final_hidden, GATES), expected)
 
 
 @pytest.mark.parametrize("first", [0, 2])
@@ -189,17 +195,24 @@ def test_the_wrong_number_of_gates_is_refused() -> None:
         gated_final_hidden(body, hidden, [1.0, 1.0], arguments)
 
 
-@pytest.mark.parametrize("model_type", ["granite"])
-def test_the_kernels_give_the_same_loss_and_gradients(model_type, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "norms", "sums"),
+    [("granite", 1 + 2 * 3, 0), ("gemma2", 1 + 4 * 3, 0), ("olmo2", 0, 2 * 3)],
+)
+def test_the_kernels_give_the_same_loss_and_gradients(model_type, norms, sums, monkeypatch) -> None:
     """Granite: the multiplier is folded into the gate. On the CPU the kernels are interpreted."""
     device = kernels_on(monkeypatch)
     body = dissect(tiny_model(model_type, blocks=3).to(device))
     numbers = [0.7, 0.2, 0.9]
     expected = step(body, eager, numbers)
-    calls = []
-    real = dispatch.gated_residual_triton
-    monkeypatch.setattr(
-        dispatch, "gated_residual_triton", lambda *a, **k: (calls.append(1), real(*a, **k))[1]
-    )
+    calls: list[str] = []
+    for name in ("gated_residual_triton", "gated_add_triton"):
+        real = getattr(dispatch, name)
+        monkeypatch.setattr(
+            dispatch,
+            name,
+            lambda *a, real=real, name=name, **k: (calls.append(name), real(*a, **k))[1],
+        )
     same(step(body, gated_final_hidden, numbers), expected)
-    assert len(calls) == 1 + 2 * 3
+    assert calls.count("gated_residual_triton") == norms
+    assert calls.count("gated_add_triton") == sums
