@@ -28,7 +28,7 @@ def run(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Text that shows which weights matter, for types of 4 bits and less. Left out: "
+            help="Text that shows which weights matter, for types of 6 bits and less. Left out: "
             "what an output folder of clp-edge heal was healed with."
         ),
     ] = None,

@@ -97,12 +97,12 @@ F16 = TARGETS[0]
 FITS_ALL = next(target for target in TARGETS if target.quantization == "IQ4_NL")
 """The best type of 4 bits for rows that are multiples of 32 but not of 256 (docs/LOG.md)."""
 
-_WITHOUT_MATRIX = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0")
+_WITHOUT_MATRIX = ("F16", "BF16", "Q8_0")
 
 
 def uses_matrix(target: Target) -> bool:
-    """Whether an importance matrix is made for it when there is calibration text: 4 bits and less.
+    """Whether an importance matrix is made for it when there is calibration text: 6 bits and less.
 
-    With more bits the rounding is too small for it to matter.
+    llama.cpp's types of 8 bits and more take none (docs/LOG.md has what each type gains).
     """
     return target.quantization not in _WITHOUT_MATRIX

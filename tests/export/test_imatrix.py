@@ -87,6 +87,7 @@ def test_long_text_is_cut_to_whole_sequences_spread_evenly():
     ids = torch.arange(100).repeat_interleave(10).reshape(100, 10)
     assert chosen(ids, 50)[:, 0].tolist() == [0, 25, 50, 74, 99]
     assert len(chosen(ids)) == 100
+    assert chosen(torch.zeros(100, 256, dtype=torch.long)).numel() == 8_192
 
 
 def write(tiny, path, name, importance=None):
@@ -150,7 +151,7 @@ def test_the_lowest_types_are_written_with_text_and_refused_without(tmp_path, id
 
 
 @pytest.mark.llama
-def test_more_than_four_bits_take_no_matrix(tiny, ids, tmp_path):
+def test_eight_bits_take_no_matrix(tiny, ids, tmp_path):
     made = export(
         tiny.folder,
         resolve("q8_0"),
