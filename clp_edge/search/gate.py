@@ -27,6 +27,7 @@ from clp_edge.kernels.head_kl import head_kl, token_rows
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.search.cost import Cost
+from clp_edge.search.gated import ActivationBudget, activation_budget, gated_final_hidden
 from clp_edge.search.method import Problem, Proposal, Trace
 from clp_edge.search.states import BlockStates
 from clp_edge.segment import Segment
@@ -80,6 +81,8 @@ class GateSettings:
     last_temperature: float = 0.3
     judged: int = 5
     """windows that the exact judge may see"""
+    activation_bytes: int | None = None
+    """what a step may keep for backward, the rest is run again; None: half of what is free"""
 
 
 @dataclass
@@ -127,6 +130,8 @@ def descend(problem: Problem, settings: GateSettings, *, progress: Progress = si
     everyone = list(descents)
     work = sum(max(1, len(descents) >> k) for k in range(settings.rounds)) * settings.steps
     done, spent = 0, 0.0
+    _, arguments = body.prepare(states.ids[:batch])
+    room = activation_budget(body, states.hidden[0][:batch], arguments, settings.activation_bytes)
     span = max(1, settings.rounds * settings.steps - 1)
     share = batch * states.tokens / (states.sequences * states.tokens)
     for turn in range(settings.rounds):
@@ -142,7 +147,7 @@ def descend(problem: Problem, settings: GateSettings, *, progress: Progress = si
                     * (settings.last_temperature / settings.first_temperature) ** at
                 )
                 spent += share * _step(
-                    body, states, descent, count, starts, temperature, pick, cost
+                    body, states, descent, count, starts, temperature, pick, cost, room
                 )
                 done += 1
                 progress(
@@ -172,6 +177,7 @@ def _step(
     temperature: float,
     pick: Tensor,
     cost: Cost,
+    room: ActivationBudget,
 ) -> float:
     """One step of one start; returns its forward equivalents per token of the step."""
     total = len(body)
@@ -180,12 +186,11 @@ def _step(
     first = int(closing[0])
     _, arguments = body.prepare(states.ids[pick])
     hidden = states.hidden[first][pick]
-    # The gates stay float32: as scalars they leave the dtype of what they multiply alone, and in
-    # bfloat16 a gate just below 1 has no value but 1.
-    with body.gated(gates):
-        hidden = body.run_blocks(range(first, total), hidden, arguments)
+    recompute = room.recompute(total - first)
+    # The gates stay float32: in bfloat16 a gate just below 1 has no value but 1.
+    final = gated_final_hidden(body, hidden, gates, arguments, first=first, recompute=recompute)
     dense = states.dense.select(token_rows(pick, states.tokens).to(hidden.device))
-    loss = head_kl(body.head, dense, body.normed(hidden).flatten(0, 1)).mean()
+    loss = head_kl(body.head, dense, final.flatten(0, 1)).mean()
     descent.optimizer.zero_grad()
     (loss * FLOAT16_SCALE if hidden.dtype == torch.float16 else loss).backward()
     descent.optimizer.step()
@@ -193,7 +198,7 @@ def _step(
         descent.start.clamp_(float(starts[0]), float(starts[-1]))
     descent.path.append(float(descent.start.detach()))
     descent.losses.append(float(loss.detach()))
-    return 2.0 * cost.tail(first)
+    return 2.0 * cost.tail(first) + recompute * cost.block / cost.forward
 
 
 def _nearest(

@@ -23,6 +23,7 @@ Path(fused=True, reason='pre-norm blocks')
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -258,3 +259,43 @@ def blocks_to_recompute(kept_per_block: int, blocks: int, budget_bytes: int, inp
     if over <= 0:
         return 0
     return min(blocks, -(-over // max(1, kept_per_block - inputs)))
+
+
+@dataclass(frozen=True)
+class ActivationBudget:
+    """What a step at one shape keeps for backward, and how much of it there is room for; bytes."""
+
+    kept_per_block: int
+    inputs: int
+    """what a recomputed block still keeps: its stream and what it reads"""
+    room: int
+
+    def recompute(self, blocks: int) -> int:
+        """How many of so many running blocks are run again in backward."""
+        return blocks_to_recompute(self.kept_per_block, blocks, self.room, self.inputs)
+
+
+def activation_budget(
+    body: Anatomy, hidden: Tensor, arguments: BlockArguments, room: int | None = None
+) -> ActivationBudget:
+    """Measured by running one block of the middle; `room` by default half of what is free now.
+
+    The other half is for the head's logits, the block that is being run again, and the allocator.
+    """
+    if room is None:
+        free = free_bytes(hidden.device)
+        room = sys.maxsize if free is None else free // 2
+    kept = kept_bytes(body, hidden, arguments, block=len(body) // 2)
+    return ActivationBudget(kept, 2 * hidden.numel() * hidden.element_size(), room)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What torch could still take there, its own unused cache included; None where unknown."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available) if device.type == "cpu" else None

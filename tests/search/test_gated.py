@@ -11,14 +11,19 @@ from clp_edge.kernels.head_kl import head_kl, teacher
 from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.models.families import FAMILIES
 from clp_edge.search import gated
+from clp_edge.search.cost import cost_of
+from clp_edge.search.gate import GateSettings, descend
 from clp_edge.search.gated import (
     FUSED,
+    activation_budget,
     blocks_to_recompute,
     gated_final_hidden,
     kept_bytes,
     path_of,
 )
-from tests.interpreted import kernels_on
+from clp_edge.search.method import Problem, Trace
+from clp_edge.search.states import collect_states
+from tests.interpreted import DEVICE, kernels_on
 from tests.tiny import random_ids, tiny_model
 
 GATES = [1.0, 0.7, 0.2, 1e-4, 0.9, -0.3]
@@ -216,3 +221,51 @@ def test_the_kernels_give_the_same_loss_and_gradients(model_type, norms, sums, m
     same(step(body, gated_final_hidden, numbers), expected)
     assert calls.count("gated_residual_triton") == norms
     assert calls.count("gated_add_triton") == sums
+
+
+def descended(model_type: str, **settings) -> Trace:
+    """A short gate search of a tiny model."""
+    body = dissect(tiny_model(model_type, blocks=6))
+    body.model.requires_grad_(False)
+    states = collect_states(body, random_ids(4, 20))
+    problem = Problem(body, states, 2, range(1, 4), cost_of(body, 20))
+    return descend(problem, GateSettings(rounds=1, steps=3, tokens=40, spacing=2, **settings))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "olmo2"])
+def test_the_gate_descends_as_it_does_with_hooks(model_type, monkeypatch) -> None:
+    fused = descended(model_type)
+    monkeypatch.delitem(FUSED, model_type)
+    hooked = descended(model_type)
+    assert fused.forward_equivalents == hooked.forward_equivalents
+    for one, other in zip(fused.losses, hooked.losses, strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=1e-5)
+    for one, other in zip(fused.paths, hooked.paths, strict=True):
+        assert one == pytest.approx(other, abs=0.02)
+
+
+def test_a_gate_without_room_for_activations_descends_alike_and_pays_for_it() -> None:
+    roomy, tight = descended("llama"), descended("llama", activation_bytes=0)
+    for one, other in zip(tight.losses, roomy.losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert 1.2 * roomy.forward_equivalents < tight.forward_equivalents
+    assert tight.forward_equivalents < 1.5 * roomy.forward_equivalents
+
+
+def test_the_room_is_half_of_what_is_free_or_what_is_given(monkeypatch) -> None:
+    body = dissect(tiny_model("llama", blocks=4))
+    hidden, arguments = body.prepare(random_ids(2, 16))
+    given = activation_budget(body, hidden, arguments, 10**6)
+    assert given.room == 10**6
+    assert given.inputs == 2 * hidden.numel() * 4
+    assert given.kept_per_block == kept_bytes(body, hidden, arguments, block=2)
+    assert given.recompute(4) < activation_budget(body, hidden, arguments, 0).recompute(4) == 4
+    monkeypatch.setattr(gated, "free_bytes", lambda device: 600)
+    assert activation_budget(body, hidden, arguments).room == 300
+    monkeypatch.setattr(gated, "free_bytes", lambda device: None)
+    assert activation_budget(body, hidden, arguments).recompute(4) == 0
+
+
+def test_free_memory_of_the_device_is_known() -> None:
+    assert (free := gated.free_bytes(torch.device(DEVICE))) is not None
+    assert 2**20 < free < 2**46
