@@ -1,0 +1,137 @@
+"""What the bench leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TestRecord:
+    """llama-bench's words: tokens of the prompt, tokens made, tokens already in the cache."""
+
+    __test__ = False  # no test class, whatever pytest thinks of the name
+
+    prompt: int
+    generate: int
+    depth: int
+
+
+@dataclass(frozen=True)
+class SummaryRecord:
+    """A median, its interval, how many samples it is of and the confidence they attain."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+    confidence: float | None = None
+    """what the interval attains, not what was asked for"""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The timings of one artifact in one test: one value a round, in the same order everywhere."""
+
+    artifact: str
+    variant: str
+    target: str
+    runtime: str
+    runtime_version: str
+    backend: str
+    test: TestRecord
+    status: Literal["ok", "failed", "skipped"]
+    reason: str | None
+    prefill_tps: tuple[float, ...]
+    decode_tps: tuple[float, ...]
+    ttft_ms: tuple[float, ...]
+    summary: dict[str, SummaryRecord]
+    load_ms: float | None
+    peak_rss_mib: float | None
+    peak_gpu_mib: float | None
+    j_per_token: float | None
+    bytes_per_token: int | None
+    ideal_decode_tps: float | None
+    mbu: float | None
+
+
+@dataclass(frozen=True)
+class RatioRecord:
+    """A speed-up taken round by round; above 1 is faster, whatever the unit."""
+
+    before: float
+    after: float
+    median: float
+    low: float
+    high: float
+    ideal: float | None
+    """the ratio of the bytes that decode reads, or of the operations of the prefill"""
+    bounds: dict[str, float] = field(default_factory=dict)
+    """by what bounds the speed -> the ratio that it allows; "bytes" is the ideal of decode"""
+
+
+@dataclass(frozen=True)
+class SpeedupRecord:
+    """The healed artifact against the dense one of the same target and runtime."""
+
+    target: str
+    runtime: str
+    test: TestRecord
+    before: str
+    after: str
+    confidence: float
+    """attained by the intervals"""
+    n: int
+    prefill: RatioRecord
+    decode: RatioRecord
+    ttft: RatioRecord
+
+
+@dataclass(frozen=True)
+class BandwidthRecord:
+    """Read bandwidth of the memory: GB/s (10^9 bytes) of the median and of the fastest pass."""
+
+    gb_per_s: float
+    fastest_gb_per_s: float
+    buffer_bytes: int
+    cache_bytes: int
+    threads: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class BenchSettingsRecord:
+    """How the speed was taken."""
+
+    threads: int
+    batch: int
+    rounds: int
+    warmup_rounds: int
+    power_mode: str | None
+    memory_bandwidth_gb_s: float | None
+    memory_bandwidth: BandwidthRecord | None = None
+    busy_share_before: float | None = None
+    """of all processors' time that others took, at the first look"""
+    busy_share_after_wait: float | None = None
+    waited_for_calm_s: float | None = None
+    waiting: dict[str, str] = field(default_factory=dict)
+    """the variables by which threads wait at barriers, as the children saw them"""
+    time_budget_s: float | None = None
+    seed: int | None = None
+    order: tuple[tuple[str, ...], ...] = ()
+    """the artifacts of each round, as they were timed"""
+    seconds: float | None = None
+    memory: str = ""
+    """what peak memory means here"""
+
+
+@dataclass(frozen=True)
+class BenchRecord:
+    """The latency suite's results."""
+
+    device: dict[str, Any]
+    """the machine as its files describe it; its keys depend on the machine"""
+    settings: BenchSettingsRecord
+    runs: tuple[RunRecord, ...]
+    speedup: tuple[SpeedupRecord, ...]
+    warnings: tuple[str, ...] = ()

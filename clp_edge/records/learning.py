@@ -1,0 +1,149 @@
+"""What the learning stages leave: calibrate, text, search, heal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """Calibration text; the token ids are beside it: fit, select, report (sequences, tokens)."""
+
+    origin: str
+    sha256: str
+    sequences: dict[str, int]
+    """how many in each part"""
+    fit_texts: tuple[str, ...]
+    """the documents of a part, whole, for the leak guard"""
+    select_texts: tuple[str, ...]
+    report_texts: tuple[str, ...]
+    report_sequences: tuple[str, ...]
+    """the text behind each row of the report part"""
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What everything is measured on; the ids (sequences, tokens) are beside it."""
+
+    text: str
+    sha256: str
+    tokens: int
+    sequence_length: int
+    removed_as_leaked: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of blocks, 0-based ids, both ends inclusive."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class WindowRecord:
+    """One window that was judged."""
+
+    first: int
+    last: int
+    kl_raw: float | None
+    kl_healed: float | None
+    kl_raw_se: float | None = None
+    """over sequences"""
+
+
+@dataclass(frozen=True)
+class RivalRecord:
+    """Another window that was the best in some resamples, and in what share of them."""
+
+    first: int
+    last: int
+    wins: float
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """The gate's own answer before the exact judge."""
+
+    choice: Span
+    candidates: tuple[Span, ...]
+    paths: tuple[tuple[float, ...], ...]
+    """the gate's position in blocks after every step, one path a start"""
+    losses: tuple[tuple[float, ...], ...]
+    """KL under the soft gate"""
+    forward_equivalents: float
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """Which blocks go, with the receipts."""
+
+    method: str
+    criterion: Literal["raw", "healed"] | None
+    segments: tuple[Span, ...]
+    dropped: tuple[int, ...]
+    kl_raw: float | None
+    kl_healed: float | None
+    windows: tuple[WindowRecord, ...]
+    regret: float | None
+    stability: float | None
+    """share of bootstrap resamples in which the same window wins; None from too few sequences"""
+    forward_equivalents: float | None
+    seconds: float
+    segment: Span | None = None
+    """the one that goes, where it is one"""
+    reason: str = ""
+    """why this method"""
+    rivals: tuple[RivalRecord, ...] = ()
+    gap: float | None = None
+    """KL of the second best less KL of the best"""
+    gap_se: float | None = None
+    near_tie: bool = False
+    gate: GateRecord | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class TuningRecord:
+    """Held-back KL after so many tuning steps."""
+
+    step: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class RungRecord:
+    """One rung of the ladder: held-back KL before and after it, and whether it was kept."""
+
+    name: str
+    kl_before: float
+    kl_after: float | None
+    """None: it was no number"""
+    kept: bool
+    seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+    """what there is to know besides; its keys depend on the rung"""
+
+
+@dataclass(frozen=True)
+class HealRecord:
+    """How the cut was mended; the changed tensors are beside it. KL on held-back text."""
+
+    method: str
+    trained_blocks: tuple[int, ...]
+    """ids of the dense model"""
+    kl_cut: float | None
+    kl_refit: float | None
+    kl_tuned: float | None
+    seconds: float
+    ridge: float | None = None
+    explained: float | None = None
+    """R² of the refit on the fitted text"""
+    history: tuple[TuningRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+    """what was left out, and why"""
+    parts: dict[str, float] = field(default_factory=dict)
+    """seconds of collect, refit, tune; and of one tuning step"""
+    rungs: tuple[RungRecord, ...] = ()
+    """those that were climbed, in order; one that does not apply to this cut is in `notes`"""
