@@ -22,7 +22,7 @@ from clp_edge.export.gguf.mix import (
     taken_for_70b,
     wanted,
 )
-from clp_edge.export.gguf.targets import FITS_ALL, uses_matrix
+from clp_edge.export.gguf.targets import FITS_ALL, few_bits, uses_matrix
 from clp_edge.export.gguf.tokenizer import Entry
 from clp_edge.export.gguf.writer import hyper_parameters, metadata_entries
 
@@ -34,6 +34,7 @@ _WIDTHS = {
     GGUFValueType.UINT64: 8, GGUFValueType.INT64: 8, GGUFValueType.FLOAT64: 8,
 }  # fmt: skip
 _LISTED = 3
+_MORE_BITS = 0.5
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,15 @@ def _advice(config: Any, target: Target, of: Traits, sizes: _Sizes) -> list[str]
         f"{', '.join(fallback[:_LISTED])}{more}"
     ]
     matrices = sum(len(row.shape) > 1 for row in families.tensors(config))
-    if uses_matrix(target) and 2 * len(fallback) > matrices and not of.types:
+    if few_bits(target) and 2 * len(fallback) > matrices and not of.types:
         fitting = _sizes(config, FITS_ALL, of)
         if fitting.stored < sizes.stored:
+            # measured on the demo model: docs/LOG.md, types of few bits
+            loss = "more" if sizes.bits > fitting.bits + _MORE_BITS else "no more"
             found.append(
                 f"{target.name} is {sizes.bits:.1f} bits on this model: {FITS_ALL.name} fits its "
                 f"rows, {fitting.stored / 1e6:.1f} MB instead of {sizes.stored / 1e6:.1f} MB "
-                f"({fitting.bits:.2f} bits per weight), with more loss than 5 bits have"
+                f"({fitting.bits:.2f} bits per weight), with {loss} loss"
             )
     return found
 

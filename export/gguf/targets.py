@@ -106,3 +106,8 @@ def uses_matrix(target: Target) -> bool:
     llama.cpp's types of 8 bits and more take none (docs/LOG.md has what each type gains).
     """
     return target.quantization not in _WITHOUT_MATRIX
+
+
+def few_bits(target: Target) -> bool:
+    """Whether its name promises 4 bits or less."""
+    return uses_matrix(target) and not target.quantization.startswith(("Q5", "Q6"))

@@ -154,10 +154,17 @@ def test_pitfall_11_types_and_fallbacks_are_foretold(tmp_path):
             # llama.cpp's own count; where the mix is no K-quant, it has the head among them.
             counted = len(found.fallback) + (target.quantization == "IQ4_NL")
             assert f" {counted} of" in lines[-1], target.name
-            named = [note for note in planned.notes if "bits per weight" in note]
+            named = [note for note in planned.notes if " matrices have rows " in note]
             assert len(named) == 1
             assert named[0].startswith(f"{len(found.fallback)} matrices")
             assert found.fallback[0] in named[0]
+    # "q4" is really 6 bits here, and a type that fits is smaller: the plan says by how much.
+    fits = plan(model.config, hf, resolve("iq4_nl"), calibrated=True)
+    for name, better in (("q4_k_m", True), ("q4_0", False), ("iq4_nl", False), ("q6_k", False)):
+        notes = plan(model.config, hf, resolve(name), calibrated=True).notes
+        assert any("gguf-iq4_nl fits its rows" in note for note in notes) == better, name
+        if better:
+            assert any(f"({fits.bits_per_weight:.2f} bits per weight)" in note for note in notes)
     # It is the file that is read: one that is not what was asked for says so.
     other = census(tmp_path / "Q8_0.gguf", resolve("q4_0"))
     assert len(other.fallback) == 9 * 7
