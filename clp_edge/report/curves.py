@@ -82,7 +82,8 @@ def heal_plots(mended: HealRecord) -> Iterator[Plot]:
         kl = tuple(point.kl for point in mended.history)
         yield Plot("Tuning", "step", KL, (Series("held-back KL", steps, kl),))
     if mended.rungs:
-        names = ("cut", *(rung.name for rung in mended.rungs))
+        kept = {True: "", False: " (not kept)"}
+        names = ("cut", *(rung.name + kept[rung.kept] for rung in mended.rungs))
         kl_after = (mended.rungs[0].kl_before, *(rung.kl_after for rung in mended.rungs))
         line = Series("held-back KL", tuple(float(x) for x in range(len(names))), kl_after)
         yield Plot("Rung by rung", "after", KL, (line,), ticks=names)

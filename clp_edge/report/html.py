@@ -34,7 +34,7 @@ ABSENT = {
 }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 # A table of more columns becomes cards on a phone.
-COLUMNS_ON_A_PHONE = 4
+COLUMNS_ON_A_PHONE = 3
 SHIP = {"yes": "Yes", "no": "No", "not proven": "Not proven"}
 # Control characters have no place in a page; neither has half a surrogate pair.
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -32,8 +32,9 @@ MARK_SIGN = "┆"
 # In points; on a phone a point is about a pixel, on a desktop one and a half.
 SIZE = (372.0, 232.0)
 FONT = 10.5
-# Beyond this many points a line carries no markers.
+# Beyond so many points a line carries only a few markers.
 MARKED_POINTS = 40
+MARKERS_ON_A_LINE = 6
 # A wider range than this is drawn on a logarithmic axis.
 LOG_RANGE = 50.0
 SETTINGS = {
@@ -166,7 +167,7 @@ def _draw_series(axes: Any, plot: Plot, series: Series, index: int) -> None:
     points = _finite(series)
     values = [math.nan if y is None else y for y in series.y]
     marker = MARKERS[index % len(MARKERS)][0]
-    line = plot.kind == "line"
+    line, many = plot.kind == "line", len(points) > MARKED_POINTS
     dashes = DASHES[index % len(DASHES)]
     axes.plot(
         series.x,
@@ -174,7 +175,8 @@ def _draw_series(axes: Any, plot: Plot, series: Series, index: int) -> None:
         color=colour,
         linestyle=dashes if line else "none",
         linewidth=1.6,
-        marker=marker if not line or len(points) <= MARKED_POINTS else "none",
+        marker=marker,
+        markevery=max(1, len(points) // MARKERS_ON_A_LINE) if line and many else None,
         markersize=4.5 if len(points) > 1 else 7,
         markeredgewidth=0,
     )
@@ -198,12 +200,13 @@ def _scale(axes: Any, plot: Plot) -> None:
 
     points = [point for series in plot.series for point in _finite(series)]
     heights = [y for _, y in points]
+    heights += [y for series in plot.series for y in (*series.low, *series.high) if y is not None]
     plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
     if min(heights) > 0 and max(heights) / min(heights) > LOG_RANGE:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif min(heights) >= 0:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * max(heights) or 1)  # 0 is what the eye compares with
     axes.yaxis.set_major_formatter(plain)
     if plot.ticks:
         axes.set_xticks(range(len(plot.ticks)), list(plot.ticks))
