@@ -27,6 +27,12 @@ from clp_edge.kernels.gated_residual import (
     gated_residual_triton,
 )
 from clp_edge.kernels.glu import geglu_reference, geglu_triton, swiglu_reference, swiglu_triton
+from clp_edge.kernels.head_rows import (
+    diverge_reference_,
+    diverge_triton_,
+    normalise_reference_,
+    normalise_triton_,
+)
 
 Kernels = Literal["triton", "torch"]
 VARIABLE = "CLP_EDGE_KERNELS"
@@ -146,3 +152,17 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def geglu(gate: Tensor, up: Tensor, *, tanh: bool = True) -> Tensor:
     """gelu(gate)·up, by the tanh form or by erf: see `kernels.glu`."""
     return (geglu_triton if uses_triton(gate) else geglu_reference)(gate, up, tanh=tanh)
+
+
+def normalise_(scores: Tensor, *, scale: float, softcap: float | None, replace: bool) -> Tensor:
+    """Each row's log-sum-exp; the scores become probabilities: see `kernels.head_rows`."""
+    run = normalise_triton_ if uses_triton(scores) else normalise_reference_
+    return run(scores, scale=scale, softcap=softcap, replace=replace)
+
+
+def diverge_(
+    dense: Tensor, scores: Tensor, *, scale: float, softcap: float | None, replace: bool
+) -> Tensor:
+    """Each row's KL; the scores become its gradient: see `kernels.head_rows`."""
+    run = diverge_triton_ if uses_triton(scores) else diverge_reference_
+    return run(dense, scores, scale=scale, softcap=softcap, replace=replace)

@@ -12,7 +12,9 @@ that costs one product with W and one log-sum-exp, exactly, with no top-k. The g
 Wᵀ(p' - p) = Wᵀp' - m: a second product. With a soft cap the logits are not linear, and the dense
 final hidden state is kept in place of m.
 
-Everything runs in chunks of positions: `chunk` x vocabulary floats are held, and no more.
+Everything runs in chunks of positions: `chunk` x vocabulary scores are held, and no more. On CUDA
+one Triton kernel takes a row of scores to its number and to what the second product needs, in
+place (`kernels.head_rows`); elsewhere torch does.
 
 Precision. A row is 49,000 numbers or more, most of them tiny, so sums over it go through
 `Tensor.sum`, which adds in a tree: einsum adds one after the other and lost 1.65e-3 nats. In half
@@ -32,8 +34,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clp_edge.kernels import dispatch
+
 CHUNK_ELEMENTS = 16 * 1024 * 1024
 """Logits held at once, and weights made float32 at once: 64 MiB."""
+CUDA_CHUNK_ELEMENTS = 64 * 1024 * 1024
+"""Logits held at once on a GPU, whose products with the head want 512 rows of 128,000 columns: 128
+MiB in half precision. A quarter of the rows would read the head as often as it computes with it."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,16 @@ class Head:
 
     def scores(self, hidden: Tensor) -> Tensor:
         """The same logits in float32, whatever the dtype of the states and weights."""
+        return self._finished(self.products(hidden))
+
+    def products(self, hidden: Tensor) -> Tensor:
+        """W h + b in float32, whatever the dtype of the states and weights."""
         if self.weight.dtype == torch.float32:
-            return self.logits(hidden.float())
+            return torch.nn.functional.linear(hidden.float(), self.weight, self.bias)
         states = hidden.float()
         parts = [states @ weight.T for _, weight in self._slabs()]
         scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        return self._finished(scores if self.bias is None else scores + self.bias.float())
+        return scores if self.bias is None else scores + self.bias.float()
 
     def pull(self, probabilities: Tensor) -> Tensor:
         """Wᵀp in float32: (tokens, vocabulary) float32 -> (tokens, hidden)."""
@@ -89,7 +100,8 @@ class Head:
 
     def chunk(self) -> int:
         """Positions whose logits are held at once."""
-        return max(1, CHUNK_ELEMENTS // self.vocabulary)
+        elements = CUDA_CHUNK_ELEMENTS if self.weight.is_cuda else CHUNK_ELEMENTS
+        return max(1, elements // self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -158,25 +170,23 @@ class _HeadKL(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, min(start + chunk, len(hidden)))
             if wanted and fast:
-                scores = head.logits(hidden[part]).float()
+                scores = torch.nn.functional.linear(hidden[part], head.weight, head.bias)
             else:
-                scores = head.scores(hidden[part])
+                scores = head.products(hidden[part])
+            how: dict[str, Any] = {"scale": head.scale, "softcap": head.softcap, "replace": wanted}
             if head.softcap is None:
-                normaliser = torch.logsumexp(scores, dim=-1)
+                normaliser = dispatch.normalise_(scores, **how)
                 cross = (hidden[part].float() * expected[part]).sum(-1)
                 values[part] = offset[part] - cross + normaliser
-                if gradient is not None:
-                    scores.sub_(normaliser[:, None]).exp_()
-                    pulled = scores.bfloat16() @ head.weight if fast else head.pull(scores)
-                    gradient[part] = head.scale * pulled.float() - expected[part]
             else:
-                dense = torch.log_softmax(head.scores(expected[part]), dim=-1)
-                candidate = torch.log_softmax(scores, dim=-1)
-                if gradient is not None:
-                    slope = 1.0 - (scores / head.softcap) ** 2  # d tanh
-                    pulled = (candidate.exp() - dense.exp()) * slope * head.scale
-                    gradient[part] = head.pull(pulled)
-                values[part] = candidate.neg_().add_(dense).mul_(dense.exp_()).sum(-1)
+                values[part] = dispatch.diverge_(head.products(expected[part]), scores, **how)
+            if gradient is None:
+                continue
+            # What stands in the scores now is p', or the KL's gradient by them.
+            pulled = (scores @ head.weight).float() if fast else head.pull(scores)
+            if head.softcap is None:
+                pulled = pulled.mul_(head.scale).sub_(expected[part])
+            gradient[part] = pulled
         if gradient is not None:
             ctx.save_for_backward(gradient)
             ctx.dtype = hidden.dtype

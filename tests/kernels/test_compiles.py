@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from clp_edge.kernels import launch
+from clp_edge.kernels import head_rows, launch
 from tests.interpreted import INSTALLED, SWITCH
 
 # name -> (module, function, constants, bf16 rows that it loads and stores)
@@ -27,6 +27,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "backward": ("gated_residual", "_backward", {"HIDDEN": 4096}, 7),
     "backward, long": ("gated_residual", "_backward_long", {"HIDDEN": 16640}, 10),
     "backward, gain": ("gated_residual", "_backward_gain", {"ROWS": 64, "BLOCK": 1024}, 2),
+    "sum": ("gated_add", "_forward", {"BLOCK": 4096}, 3),
+    "sum, backward": ("gated_add", "_backward", {"BLOCK": 4096}, 3),
+    "log-sum-exp": ("head_rows", "_normalise", {"CAPPED": False, "REPLACE": True}, 3),
+    "log-sum-exp, capped": ("head_rows", "_normalise", {"CAPPED": True, "REPLACE": True}, 3),
+    # The dense scores are float32: twice the accesses.
+    "divergence": ("head_rows", "_diverge", {"CAPPED": True, "REPLACE": True}, 7),
     "silu": ("glu", "_forward", {"ACTIVATION": "silu", "BLOCK": 2048}, 3),
     "silu, backward": ("glu", "_backward", {"ACTIVATION": "silu", "BLOCK": 2048}, 5),
     "gelu, backward": ("glu", "_backward", {"ACTIVATION": "gelu", "BLOCK": 2048}, 5),
@@ -39,8 +45,9 @@ import importlib, inspect, json, re, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from clp_edge.kernels import launch
-FLOATS = {"gate_ptr", "rstd_ptr", "dg_ptr", "dw_ptr"}
+from clp_edge.kernels import head_rows, launch
+FLOATS = {"gate_ptr", "rstd_ptr", "dg_ptr", "dw_ptr", "lse_ptr", "kl_ptr", "d_ptr"}
+NUMBERS = {"eps", "scale", "softcap"}
 found = {}
 for name, (module, function, constants, warps) in json.load(sys.stdin).items():
     kernel = getattr(importlib.import_module("clp_edge.kernels." + module), function)
@@ -52,8 +59,8 @@ for name, (module, function, constants, warps) in json.load(sys.stdin).items():
         elif one.endswith("_ptr"):
             signature[one] = "*fp32" if one in FLOATS else "*bf16"
         else:
-            signature[one] = "fp32" if one == "eps" else "i32"
-        if one not in constants and one not in {"eps", "rows"}:
+            signature[one] = "fp32" if one in NUMBERS else "i32"
+        if one not in constants and one not in NUMBERS | {"rows"}:
             aligned[(place,)] = [["tt.divisibility", 16]]
     places = {(names.index(one),): value for one, value in constants.items()}
     source = ASTSource(launch.compiled(kernel), signature, places, aligned)
@@ -82,6 +89,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
             block = min(launch.MAX_BLOCK, launch.power_of_two(constants["HIDDEN"]))
             constants |= {"BLOCK": block, "GEMMA": False}
             constants |= FLAGS if "backward" in function else {}
+        if module == "head_rows":
+            constants |= {"WIDTH": 128_256, "BLOCK": head_rows.BLOCK}
+        if (module, function) == ("gated_add", "_backward"):
+            constants |= {"WANT_BRANCH": True, "WANT_GATE": True}
         cases[name] = (module, function, constants, launch.warps(constants["BLOCK"]))
     environment = {k: v for k, v in os.environ.items() if k != SWITCH}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))

@@ -108,7 +108,7 @@ def test_the_package_imports_and_runs_without_triton() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["gated_residual", "swiglu", "geglu"])
+@pytest.mark.parametrize("name", ["gated_residual", "gated_add", "swiglu", "geglu"])
 def test_operations_go_where_the_choice_says(name, monkeypatch) -> None:
     """The kernels' own autograd functions run where Triton is chosen, and only there."""
     device = kernels_on(monkeypatch)
@@ -118,6 +118,8 @@ def test_operations_go_where_the_choice_says(name, monkeypatch) -> None:
         if name == "gated_residual":
             weight = torch.ones(8, dtype=dtype, device=device)
             result = dispatch.gated_residual(r, r, 0.5, weight, eps=1e-6)[1]
+        elif name == "gated_add":
+            result = dispatch.gated_add(r, r, 0.5)
         else:
             result = getattr(dispatch, name)(r, r)
         names, nodes = set(), [result.grad_fn]
@@ -127,7 +129,8 @@ def test_operations_go_where_the_choice_says(name, monkeypatch) -> None:
             nodes += [after for after, _ in at.next_functions if after is not None]
         return " ".join(names)
 
-    own = "_GatedResidualBackward" if name == "gated_residual" else "_GluBackward"
+    own = {"gated_residual": "_GatedResidual", "gated_add": "_GatedAdd"}.get(name, "_Glu")
+    own += "Backward"
     assert own in node(torch.float32)
     assert own not in node(torch.float64), "the kernels do not compute in float64"
     monkeypatch.setenv(dispatch.VARIABLE, "torch")
