@@ -97,7 +97,20 @@ print(json.dumps({"version": getattr(onnxruntime_genai, "__version__", "")}))
 import json, triton
 print(json.dumps({"version": triton.__version__}))
 """,
+    "kernels": """
+import json
+from clp_edge.errors import ClpEdgeError
+from clp_edge.kernels.dispatch import describe
+found = {"kernels": "", "cause": "", "cure": ""}
+try:
+    found["kernels"] = describe()
+except ClpEdgeError as error:
+    found.update(cause=error.cause, cure=error.cure)
+print(json.dumps(found))
+""",
 }
+# What a probe needs where that is not the package of its own name.
+NEEDS = {"kernels": "torch"}
 MULTIPLY = """
 import json
 from clp_edge.ort_packages import fault_on
@@ -236,7 +249,8 @@ def examine(
         answers = {
             name: pool.submit(probe, code)
             for name, code in PROBES.items()
-            if version(name) or (name in _TWINS and any(map(version, _TWINS[name])))
+            if version(NEEDS.get(name, name))
+            or (name in _TWINS and any(map(version, _TWINS[name])))
         }
         heard = {name: future.result() for name, future in answers.items()}
         listed = (heard.get("onnxruntime", Answer(None)).found or {}).get("providers", ())
@@ -260,6 +274,7 @@ def examine(
         _onnx("onnxruntime", ONNXRUNTIME, version, heard.get("onnxruntime"), board, providers),
         _onnx("onnxruntime-genai", GENAI, version, heard.get("onnxruntime-genai"), board, {}),
         _triton(version("triton"), heard.get("triton"), board),
+        _kernels(heard.get("kernels")),
         _demo((demo or _demo_model)()),
     ]
     return Diagnosis(tuple(rows))
@@ -409,6 +424,17 @@ def _triton(installed: str | None, answer: Answer | None, board: Board) -> Row:
         detail = f"{installed} does not run: {answer.reason}"
         return Row("triton", "broken", detail, "pip install --force-reinstall triton")
     return Row("triton", "ok", installed)
+
+
+def _kernels(answer: Answer | None) -> Row:
+    """Which form of the gate's operations runs here, and why."""
+    if answer is None:
+        return Row("kernels", "missing", "not known without torch")
+    if answer.found is None:
+        return Row("kernels", "broken", f"do not run: {answer.reason}")
+    if answer.found["cause"]:
+        return Row("kernels", "broken", answer.found["cause"], answer.found["cure"])
+    return Row("kernels", "ok", answer.found["kernels"])
 
 
 def _demo(path: Path | None) -> Row:

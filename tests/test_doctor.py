@@ -37,6 +37,7 @@ ANSWERS = {
     "onnxruntime": Answer({"version": "1.23.0", "providers": ["CPUExecutionProvider"]}),
     "onnxruntime-genai": Answer({"version": "0.10.0"}),
     "triton": Answer({"version": "3.5.0"}),
+    "kernels": Answer({"kernels": "torch reference (no CUDA device)", "cause": "", "cure": ""}),
 }
 RUNS = Answer({"fault": ""})
 PROVIDERS = [f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt", "Azure")]
@@ -305,3 +306,23 @@ def test_this_machine_is_examined_for_real():
     assert found.row("disk").detail.endswith(str(Path.cwd()))
     assert len({row.name for row in found.rows}) == len(found.rows)
     assert all(row.detail and "\n" not in row.detail + row.cure for row in found.rows)
+
+
+def test_which_kernels_run_and_why(tmp_path, monkeypatch):
+    assert look(tmp_path).row("kernels").detail == "torch reference (no CUDA device)"
+    forced = Answer({"kernels": "", "cause": "triton is not installed", "cure": "pip install it"})
+    found = look(tmp_path, answers={"kernels": forced})
+    assert found.row("kernels") == Row(
+        "kernels", "broken", "triton is not installed", "pip install it"
+    )
+    dead = look(tmp_path, answers={"kernels": Answer(None, "ImportError: x")})
+    assert "ImportError" in dead.row("kernels").detail
+    assert look(tmp_path, {"torch": ""}).row("kernels").detail == "not known without torch"
+    monkeypatch.setenv("CLP_EDGE_KERNELS", "cutlass")
+    heard = run_probe(PROBES["kernels"]).found
+    assert heard is not None
+    assert "cutlass" in heard["cause"]
+    monkeypatch.setenv("CLP_EDGE_KERNELS", "torch")
+    heard = run_probe(PROBES["kernels"]).found
+    assert heard is not None
+    assert heard["kernels"] == "torch reference (CLP_EDGE_KERNELS=torch)"

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 import clp_edge
+from clp_edge.kernels.dispatch import describe
 from clp_edge.pipeline.folder import OutputFolder
 from clp_edge.pipeline.memory import PeakMemory
 from clp_edge.pipeline.stage import Context, Ground, Stage, stage_keys
@@ -143,7 +144,7 @@ class Runner:
 
 
 def environment() -> dict[str, str]:
-    """Versions that the numbers depend on."""
+    """Versions that the numbers depend on, and the kernels with the reason for them."""
     import importlib.metadata
 
     versions = {"python": platform.python_version(), "platform": platform.platform()}
@@ -155,4 +156,4 @@ def environment() -> dict[str, str]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    return versions
+    return {**versions, "kernels": describe()}
