@@ -82,7 +82,7 @@ def heal_plots(mended: HealRecord) -> Iterator[Plot]:
         kl = tuple(point.kl for point in mended.history)
         yield Plot("Tuning", "step", KL, (Series("held-back KL", steps, kl),))
     if mended.rungs:
-        kept = {True: "", False: " (not kept)"}
+        kept = {True: "", False: "\n(not kept)"}
         names = ("cut", *(rung.name + kept[rung.kept] for rung in mended.rungs))
         kl_after = (mended.rungs[0].kl_before, *(rung.kl_after for rung in mended.rungs))
         line = Series("held-back KL", tuple(float(x) for x in range(len(names))), kl_after)

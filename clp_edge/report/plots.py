@@ -134,7 +134,7 @@ def _span(series: Series, index: int) -> str:
 
 def _x_name(plot: Plot, x: float) -> str:
     if plot.ticks and x == int(x) and 0 <= int(x) < len(plot.ticks):
-        return plot.ticks[int(x)]
+        return " ".join(plot.ticks[int(x)].split())
     return number(x)
 
 

@@ -300,7 +300,9 @@ def tradeoff(report: Report) -> Sequence[Block] | None:
 def method(report: Report) -> Sequence[Block]:
     """How each number was taken."""
     n = sequences(report)
-    told = [QUALITY_NOTE.replace("{n}", f"{n} sequences" if n else "the sequences")]
+    told = []
+    if report.quality:
+        told.append(QUALITY_NOTE.replace("{n}", f"{n} sequences" if n else "the sequences"))
     if report.bench is not None:
         told += [STATISTICS_NOTE, MEMORY_NOTE]
     return [Heading("How each number was taken"), Items((*told, SIZE_NOTE))]
