@@ -16,7 +16,15 @@ from clp_edge.errors import UsageError
 from clp_edge.evaluate.gate import QualityGate
 from clp_edge.models.anatomy import dissect
 from clp_edge.pipeline.stages import cut, evaluate, text
-from clp_edge.records import EvaluateRecord, SanityRecord, TaskRecord, decode, encode, from_plain
+from clp_edge.records import (
+    EvaluateRecord,
+    SanityRecord,
+    Span,
+    TaskRecord,
+    decode,
+    encode,
+    from_plain,
+)
 from tests.conftest import WORDS
 from tests.tiny import random_ids
 
@@ -49,7 +57,7 @@ def context(tiny_llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     shutil.copytree(out / cut.FOLDER, out / "file")
     dense = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32).eval()
     monkeypatch.setattr(text, "evaluation_ids", lambda _: random_ids(6, 24, vocabulary=300))
-    monkeypatch.setattr(cut, "pruned", lambda _: healed)
+    monkeypatch.setattr(cut, "pruned", lambda _, segment: healed)
     artifact = SimpleNamespace(name="healed file", variant="healed", path="file")
     return SimpleNamespace(
         ground=SimpleNamespace(
@@ -58,7 +66,7 @@ def context(tiny_llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             device="cpu",
         ),
         out=out,
-        record=lambda _: SimpleNamespace(artifacts=(artifact,)),
+        record=lambda _: SimpleNamespace(artifacts=(artifact,), segment=Span(3, 3)),
         body=lambda: dissect(dense),
         let_go=lambda: None,
     )
