@@ -14,6 +14,7 @@ import typer
 import clp_edge
 from clp_edge.commands import (
     bench,
+    bench_kernels,
     compress,
     doctor,
     evaluate,
@@ -48,6 +49,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": export.run,
     "eval": evaluate.run,
     "bench": bench.run,
+    "bench-kernels": bench_kernels.run,
     "report": report.run,
     "inspect": inspect.run,
     "targets": targets.run,

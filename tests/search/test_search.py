@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.metrics import token_kl
@@ -151,6 +150,7 @@ def test_stability_counts_wins_and_says_near_ties() -> None:
     assert 0.4 < result.wins < 0.8
     assert result.near_tie
     paired = np.array(close[1].by_sequence) - np.array(close[0].by_sequence)
+    stats = pytest.importorskip("scipy.stats")
     assert result.gap_se == pytest.approx(float(stats.sem(paired)))
 
 
