@@ -3,8 +3,7 @@
 Where the runs measured the same text, sequence by sequence, the ratio of their perplexities is
 paired over the sequences, which tells apart what two perplexities and their errors do not.
 
->>> header, rows = side_by_side([report, report], ["a", "b"])                # doctest: +SKIP
->>> header
+>>> side_by_side([report, report], ["a", "b"])[0]                            # doctest: +SKIP
 ('', 'a', 'b')
 """
 

@@ -82,7 +82,7 @@ def render_html(report: Report) -> str:
 
 def _sections(report: Report) -> Iterator[tuple[str, Sequence[Block]]]:
     """Name and blocks of every section; what is absent says so, the command stands near the end."""
-    command = [Heading("The exact command"), Code(report.command)]
+    command: list[Block] = [Heading("The exact command"), Code(report.command)]
     for row in SECTIONS:
         if row.name == "environment":
             yield "command", command

@@ -37,7 +37,7 @@ MARKED_POINTS = 40
 MARKERS_ON_A_LINE = 6
 # A wider range than this is drawn on a logarithmic axis.
 LOG_RANGE = 50.0
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clp-edge",
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
