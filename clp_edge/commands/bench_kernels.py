@@ -41,10 +41,11 @@ def run(
     """
     with opened(json=json_output, quiet=quiet, debug=debug) as ui:
         import_torch()
-        from clp_edge.bench.kernels import KernelSettings, Measured, bench_kernels
+        from clp_edge.bench.kernels import SHAPES, KernelSettings, Measured, bench_kernels
         from clp_edge.search.gated import gated_final_hidden
 
         settings = KernelSettings(
+            shapes=tuple(shape or SHAPES),
             rows=rows,
             rounds=rounds,
             kernels=kernels,
@@ -52,7 +53,6 @@ def run(
             blocks=blocks,
             seed=seed,
             cpu=cpu,
-            **({"shapes": tuple(shape)} if shape else {}),
         )
         with Interruptible(ui) as observer, observer.stage(1, 1, "Kernels") as progress:
             found = bench_kernels(settings, gated_final_hidden, progress=progress)

@@ -80,7 +80,7 @@ def _digest(tensors: Sequence[tuple[str, torch.Tensor]]) -> str:
         if name.endswith("rotary_emb.inv_freq"):
             continue
         found.update(f"{name}{tuple(tensor.shape)}".encode())
-        found.update(memoryview(tensor.detach().float().contiguous().numpy()).cast("B"))
+        found.update(tensor.detach().float().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
