@@ -76,6 +76,7 @@ class Graph:
 
     def float_matrices(self) -> list[str]:
         """Names of the weight matrices that are stored as floats; tables of angles are none."""
+        multiplied = {node.input[1] for node in self.proto.graph.node if node.op_type == "MatMul"}
         floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
         return [
             tensor.name
@@ -83,7 +84,7 @@ class Graph:
             if tensor.data_type in floats
             and len(tensor.dims) == 2
             and min(tensor.dims) > 1
-            and tensor.name.endswith("weight")
+            and (tensor.name.endswith("weight") or tensor.name in multiplied)
         ]
 
     def matrices(self) -> Iterator[Matrix]:

@@ -47,6 +47,7 @@ _BUILD_TIMEOUT_S = 4 * 3_600.0
 _BUILD_SHARE = 0.6
 _WRONG_CACHE = ("phi3",)
 """Seen in optimum-onnx 0.1.0: model types whose graph is right and whose runtime class is not."""
+_MAY_GROW = "products whose inputs have outliers stay floats, so the folder may be larger"
 _TASK = "text-generation-with-past"
 
 
@@ -62,7 +63,7 @@ class OptimumExporter:
     def export(self, target: Target, destination: Path, *, progress: Progress) -> Artifact:
         """See `clp_edge.export.base.Exporter`."""
         from clp_edge.export.onnx.folder import open_source, proven, strings, unproven
-        from clp_edge.export.onnx.optimum_verify import verify
+        from clp_edge.export.onnx.optimum_verify import far_reaching, verify
         from clp_edge.export.onnx.provider import prove
         from clp_edge.export.onnx.reference import make_reference
 
@@ -73,15 +74,18 @@ class OptimumExporter:
             raise PreflightError(list(problems))
         computes = prove("cpu")
         said = strings(self.metadata)
+        reference = make_reference(self.folder, config, hf)
+        kept = far_reaching(reference) if target.quantization == "int8" else []
         with unproven(destination) as partial:
-            self._build(target, partial, said, progress)
+            self._build(target, partial, kept, said, progress)
             progress(_BUILD_SHARE, 1.0, f"verifying {target.name} against torch")
             measured = verify(
                 partial,
                 target,
                 config=config,
                 hf=hf,
-                reference=make_reference(self.folder, config, hf),
+                reference=reference,
+                kept=kept,
                 metadata=said,
                 threads=self.threads,
             )
@@ -91,7 +95,12 @@ class OptimumExporter:
         return artifact
 
     def _build(
-        self, target: Target, partial: Path, metadata: dict[str, str], progress: Progress
+        self,
+        target: Target,
+        partial: Path,
+        kept: list[str],
+        metadata: dict[str, str],
+        progress: Progress,
     ) -> None:
         from clp_edge.runtimes.process import ChildProcess
 
@@ -99,6 +108,7 @@ class OptimumExporter:
             "folder": str(self.folder),
             "destination": str(partial),
             "kind": target.quantization,
+            "kept": kept,
             "metadata": metadata,
             "threads": self.threads,
         }
@@ -149,7 +159,8 @@ class OptimumFormat:
         from clp_edge.export.onnx.optimum_plan import predicted
 
         size, bits, floats = predicted(config, tokenizer, target, blocks)
-        return ExportPlan(target, size, bits, floats, (), ())
+        notes = (_MAY_GROW,) if target.quantization == "int8" else ()
+        return ExportPlan(target, size, bits, floats, (), notes)
 
     def forbids(self, config: Any, segment: Segment) -> str | None:
         return None  # the graph is traced from the cut model

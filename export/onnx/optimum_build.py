@@ -1,8 +1,9 @@
 """In the child process: Optimum's export of a Hugging Face folder, and its dynamic 8-bit quantizer.
 
 The graph is plain ONNX with past key values, which any runtime can feed. Only the products with a
-constant matrix become 8-bit: ORTQuantizer by itself takes every MatMul, the rotation angles
-(positions times frequencies, useless in 8 bits) and the attention's own products included.
+constant matrix become 8-bit, and not all of those (`kept`): ORTQuantizer by itself takes every
+MatMul, the rotation angles (positions times frequencies, useless in 8 bits) and the attention's own
+products included.
 Only `child.py` imports this module to run it.
 """
 
@@ -23,9 +24,15 @@ _SINGLE_FILE_BYTES = 1_500_000_000
 
 
 def build(
-    folder: str, destination: str, kind: str, metadata: dict[str, str], threads: int
+    folder: str,
+    destination: str,
+    kind: str,
+    kept: list[str],
+    metadata: dict[str, str],
+    threads: int,
 ) -> Iterator[tuple[float, str]]:
-    """Write `destination` as "fp32", "fp16" or "int8"; yields (share done, note).
+    """Write `destination` as "fp32", "fp16" or "int8", in which the products `kept` (names of
+    nodes) stay floats; yields (share done, note).
 
     Raises whatever Optimum raises.
     """
@@ -53,12 +60,12 @@ def build(
         )
         if quantizes:
             yield 0.6, "quantizing"
-            _quantize(Path(made), Path(destination))
+            _quantize(Path(made), Path(destination), kept)
         yield 0.9, "writing metadata"
         write_metadata(Path(destination) / GRAPH, metadata)
 
 
-def _quantize(made: Path, destination: Path) -> None:
+def _quantize(made: Path, destination: Path, kept: list[str]) -> None:
     from onnxruntime.quantization import QuantFormat, QuantizationMode, QuantType
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import QuantizationConfig
@@ -70,7 +77,7 @@ def _quantize(made: Path, destination: Path) -> None:
         activations_dtype=QuantType.QUInt8,
         weights_dtype=QuantType.QInt8,
         per_channel=True,
-        nodes_to_quantize=weight_products(made / GRAPH),
+        nodes_to_quantize=[name for name in weight_products(made / GRAPH) if name not in kept],
         operators_to_quantize=["MatMul"],
     )
     large = sum(file.stat().st_size for file in made.glob("*.onnx*")) > 4 * _SINGLE_FILE_BYTES

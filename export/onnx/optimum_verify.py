@@ -8,6 +8,7 @@ own `ORTModelForCausalLM`. Every check raises VerificationError with what it mea
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from clp_edge.export.onnx.verify import (
 )
 from clp_edge.runtimes import Session, open_artifact, run_in_child
 
+FAR = 64.0
 _STEPS = 16
 _ROUNDING = 0.51
 """A number lies half a step from what is stored, and a little more where float32 rounds."""
@@ -59,13 +61,44 @@ def node_of(module: str) -> str:
 
 
 @torch.no_grad()
-def check_matrices(graph: Graph, model: Any) -> int:
-    """Each linear layer's matrix is there in 8 bits, half a step from the model's; how many."""
+def far_reaching(reference: Reference) -> list[str]:
+    """The products, by their node's name, one of whose inputs outshines the others.
+
+    A prefill's inputs share one scale of 255 steps: where the largest is `FAR` times the root mean
+    square, all the others share four. In the demo model 12 of 211 products are, almost all
+    down_proj, and with them in 8 bits its KL is 0.48 instead of 0.066.
+    """
+    reach: dict[str, float] = {}
+
+    def look(name: str) -> Any:
+        def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0].float()
+            reach[node_of(name)] = float(x.abs().max() / x.square().mean().sqrt().clamp_min(1e-30))
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(look(name))
+        for name, module in reference.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        reference.model(torch.tensor([reference.ids]), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sorted(name for name, far in reach.items() if far > FAR)
+
+
+@torch.no_grad()
+def check_matrices(graph: Graph, model: Any, kept: Collection[str] = ()) -> int:
+    """Each linear layer's matrix but those `kept` is there in 8 bits, half a step from the model's;
+    returns how many."""
     made = integer_products(graph)
     layers = {
         node_of(name): module.weight
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if isinstance(module, torch.nn.Linear) and node_of(name) not in kept
     }
     missing = sorted(set(layers) - set(made))
     require(not missing, graph.folder, f"no 8-bit product for {', '.join(missing[:5])}")
@@ -114,6 +147,7 @@ def verify(
     config: Any,
     hf: Any,
     reference: Reference,
+    kept: Collection[str] = (),
     metadata: dict[str, str],
     threads: int,
 ) -> dict[str, Any]:
@@ -131,7 +165,7 @@ def verify(
         run_in_child(spec, what="onnx.checker", path=str(path / "model.onnx"))
         if not exact:
             check_no_other_is_integer(graph)
-            matrices = check_matrices(graph, reference.model)
+            matrices = check_matrices(graph, reference.model, kept)
         with open_artifact(path, threads=threads, context=room, kv_type="f32", batch=1) as session:
             stepped = compare(session, path, ids[:few], reference.logits[:few])
         with open_artifact(
@@ -164,6 +198,7 @@ def verify(
         "top1_agreement": found.top1,
         "largest_logit_difference": found.largest,
         "integer_matrices": matrices,
+        "float_matrices": list(kept),
         "texts_with_equal_ids": texts,
         "greedy_tokens": generated,
         "optimum_tokens": by_optimum,

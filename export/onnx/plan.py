@@ -53,13 +53,25 @@ def plan(
     return ExportPlan(target, size, bits, floats, tuple(problems), tuple(notes))
 
 
+def architecture(config: Any) -> str:
+    """The class of the causal model, as a saved folder's config.json names it.
+
+    A config that was made from a GGUF file names none; the saved folder will.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    named = getattr(config, "architectures", None)
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    return str(named[0] if named else known or f"model type {config.model_type}")
+
+
 def _builder_problems(config: Any, recipe: Recipe, provider: str) -> list[ClpEdgeError]:
     found: list[ClpEdgeError] = []
     if provider not in EXECUTION_PROVIDERS:
         cause = f"unknown execution provider {provider!r} (--ep)"
         return [UsageError(cause, f"take one of {', '.join(EXECUTION_PROVIDERS)}")]
     known = builder.installed()
-    name = (getattr(config, "architectures", None) or [f"model type {config.model_type}"])[0]
+    name = architecture(config)
     if name not in known.architectures:
         found.append(
             UnsupportedModelError(

@@ -17,7 +17,11 @@ from clp_edge.export import export, plan, resolve
 from clp_edge.export.base import ExportOptions
 from clp_edge.export.onnx.contents import Graph
 from clp_edge.export.onnx.optimum import FORMAT, LOG_NAME, unusable
-from clp_edge.export.onnx.optimum_verify import check_no_other_is_integer, verify
+from clp_edge.export.onnx.optimum_verify import (
+    check_no_other_is_integer,
+    far_reaching,
+    verify,
+)
 from clp_edge.export.onnx.reference import make_reference
 from clp_edge.models.surgery import remove_blocks
 from clp_edge.progress import silent
@@ -128,6 +132,33 @@ def test_pitfall_angles_and_attention_stay_floats(llama):
     products[0].input[1] = "angles"
     with pytest.raises(VerificationError, match="8-bit products without a matrix"):
         check_no_other_is_integer(graph)
+
+
+def test_a_product_whose_inputs_have_an_outlier_stays_in_floats(llama, tmp_path):
+    """One scale for a whole prefill: a massive activation leaves the others four steps."""
+    _, model, hf, _ = llama
+    up = model.state_dict()["model.layers.1.mlp.up_proj.weight"]
+    gate = model.state_dict()["model.layers.1.mlp.gate_proj.weight"]
+    before = up.clone(), gate.clone()
+    try:
+        up[3] *= 1e3
+        gate[3] *= 10
+        model.save_pretrained(tmp_path / "hf")
+        hf.save_pretrained(tmp_path / "hf")
+    finally:
+        up.copy_(before[0])
+        gate.copy_(before[1])
+    config = AutoConfig.from_pretrained(tmp_path / "hf")
+    reference = make_reference(tmp_path / "hf", config, hf)
+    down = "/model/layers.1/mlp/down_proj/MatMul"
+    far = far_reaching(reference)
+    assert down in far
+    patient = dataclasses.replace(TARGET["int8"], max_kl=2.0)  # the model is nonsense now
+    with FORMAT.open(tmp_path / "hf", metadata={}, threads=1) as exporter:
+        artifact = exporter.export(patient, tmp_path / "out", progress=silent)
+    assert artifact.fallback_tensors == 1 + len(far)
+    assert artifact.verify["float_matrices"] == far
+    assert artifact.verify["integer_matrices"] == 3 * 7 + 1 - len(far)
 
 
 def again(folder, path, kind):
