@@ -414,7 +414,7 @@ def test_a_builder_that_says_nothing_is_refused(tmp_path):
 
 def test_a_config_from_a_gguf_file_names_no_class_and_is_planned_all_the_same(tmp_path):
     """The demo model with --target onnx-int4 was refused: "no builder for model type llama"."""
-    _, model, hf = tiny_folder(tmp_path / "m", blocks=2)
+    _, _, hf = tiny_folder(tmp_path / "m", blocks=2)
     config = AutoConfig.from_pretrained(tmp_path / "m")
     config.architectures = None
     assert plan(config, hf, TARGET["int4"]).problems == ()
