@@ -13,6 +13,8 @@ model was not measured.'
 
 from __future__ import annotations
 
+import math
+
 from clp_edge.records import ArtifactRecord, QualityRecord, Report
 from clp_edge.report import format as write
 from clp_edge.report.facts import Pair, model_quality, pairs
@@ -73,20 +75,38 @@ def _speed(pair: Pair | None, *, several: bool) -> str:
 
 
 def _quality(report: Report, pair: Pair | None) -> str:
-    before, after, where = None, None, ""
+    sides: tuple[QualityRecord | None, QualityRecord | None] = (None, None)
+    where = ""
     if pair is not None:
-        before, after = _perplexity(pair.quality_before), _perplexity(pair.quality_after)
+        sides = (pair.quality_before, pair.quality_after)
+    before, after = (_perplexity(side) for side in sides)
     if before is None or after is None:
-        before, after = (_perplexity(side) for side in model_quality(report))
+        sides = model_quality(report)
+        before, after = (_perplexity(side) for side in sides)
         where = " before quantization"
     if before is None or after is None:
         return "the loss of quality was not measured"
     change = after / before
     said = (
         f"perplexity{where} {write.perplexity(before)} -> {write.perplexity(after)}"
-        f" ({write.ratio(change)})"
+        f" ({write.ratio(change)}{_paired(*sides)})"
     )
     return f"{said}, a heavy loss of quality" if change > HEAVY_LOSS else said
+
+
+def _paired(before: QualityRecord | None, after: QualityRecord | None) -> str:
+    """The interval of the ratio, paired over the sequences: several times tighter than either
+    perplexity. Nothing where the sequences were not kept, or are too few for an interval."""
+    if before is None or after is None or not before.sequence_nll:
+        return ""
+    if len(before.sequence_nll) != len(after.sequence_nll):
+        return ""
+    from clp_edge.evaluate.intervals import perplexity_ratio
+
+    found = perplexity_ratio(before.sequence_nll, after.sequence_nll)
+    if not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return ""
+    return f", {found.low:.2f} to {found.high:.2f} over the same {found.n} sequences"
 
 
 def _equal_size(report: Report, pair: Pair | None) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -112,3 +113,24 @@ def test_an_unverified_file_and_an_uncut_model_are_named():
     unverified = sample_report(artifacts=[DENSE, replace(HEALED, verified=False)])
     assert unverified.verdict.endswith("; tiny-healed did not pass verification.")
     assert sample_report(search=None).verdict.startswith("No block was cut: ")
+
+
+def test_the_ratio_of_perplexities_has_its_paired_interval():
+    """The sequences differ widely, their differences hardly: the ratio is known well."""
+    dense = (2.5, 3.4, 3.0, 2.1, 3.9, 2.8)
+    gaps = (0.2, 0.3, 0.25, 0.26, 0.24, 0.25)
+    healed = tuple(nll + gap for nll, gap in zip(dense, gaps, strict=True))
+
+    def kept(count: int) -> dict[str, Any]:
+        known = parts()["quality"]
+        return {
+            DENSE.name: replace(known[DENSE.name], sequence_nll=dense[:count]),
+            HEALED.name: replace(known[HEALED.name], sequence_nll=healed[:count]),
+        }
+
+    found = re.search(
+        r"\(1\.29x, ([\d.]+) to ([\d.]+) over the same 6 sequences\)", said(quality=kept(6))
+    )
+    assert found is not None
+    assert 1.2 < float(found[1]) < 1.284 < float(found[2]) < 1.37
+    assert "over the same" not in said(quality=kept(3))  # too few for an interval
