@@ -22,13 +22,7 @@ from clp_edge.report.facts import all_warnings, model_name
 from clp_edge.report.markdown import draw
 from clp_edge.report.summary import summary_block
 
-# How to run an artifact, by the suffix of its path; a folder has the empty suffix.
-USAGE = {
-    ".gguf": """\
-With llama.cpp:
-
-    llama-cli -m {path} -p "The capital of France is" -n 64
-
+PYTHON_USAGE = """\
 With llama-cpp-python:
 
 ```python
@@ -36,8 +30,7 @@ from llama_cpp import Llama
 
 model = Llama(model_path="{path}", n_ctx=2048)
 print(model("The capital of France is", max_tokens=64)["choices"][0]["text"])
-```""",
-}
+```"""
 HF_USAGE = """\
 The Hugging Face folder, for further work:
 
@@ -132,12 +125,23 @@ def _healed(report: Report) -> str:
 
 
 def _usage(report: Report) -> list[str]:
-    texts = []
+    """How to run the first healed artifact of each kind, then the Hugging Face folder."""
+    texts: list[str] = []
+    shown: set[str] = set()
     for artifact in report.artifacts:
-        suffix = f".{artifact.path.rpartition('.')[2]}" if "." in artifact.path else ""
-        if artifact.variant == "healed" and suffix in USAGE:
-            texts.append(USAGE[suffix].replace("{path}", artifact.path))
-            break
+        kind = artifact.path.partition("/")[0]  # gguf, onnx or onnx-optimum
+        if artifact.variant != "healed" or kind in shown:
+            continue
+        shown.add(kind)
+        if artifact.path.endswith(".gguf"):
+            from clp_edge.export.gguf.usage import usage
+
+            texts += [usage(artifact.path), PYTHON_USAGE.replace("{path}", artifact.path)]
+        elif kind.startswith("onnx"):
+            from clp_edge.export.onnx.usage import usage as onnx_usage
+
+            block = onnx_usage(artifact.path, target=artifact.target)
+            texts.append(f"With ONNX Runtime:\n\n{block.rstrip()}")
     return [*texts, HF_USAGE]
 
 

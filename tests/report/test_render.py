@@ -5,7 +5,17 @@ from dataclasses import replace
 from clp_edge.records import Report, Span, SummaryRecord
 from clp_edge.report import SummaryRow, render_card, render_markdown, summary_table
 from clp_edge.report import format as write
-from tests.report.sample import DENSE, HEALED, MODEL, SAMPLE, TARGET, died, parts, sample_report
+from tests.report.sample import (
+    DENSE,
+    HEALED,
+    MODEL,
+    SAMPLE,
+    TARGET,
+    artifact,
+    died,
+    parts,
+    sample_report,
+)
 
 
 def rows(report: Report) -> dict[tuple[str, str], SummaryRow]:
@@ -188,3 +198,15 @@ def test_an_interval_says_where_it_attains_less_than_95_percent():
     assert write.interval(seen) == "2.0 (1.0 to 3.0, n 6)"
     assert write.interval(replace(seen, n=5, confidence=0.9375)) == "2.0 (1.0 to 3.0, 94 %, n 5)"
     assert write.interval(replace(seen, n=1, confidence=0.0)) == "2.0 (n 1)"
+
+
+def test_the_card_shows_how_to_run_each_kind_of_artifact() -> None:
+    """The snippets themselves are run by tests/export_onnx/test_usage.py."""
+    made = artifact("tiny-onnx", "healed", 80 * 2**20, "onnx-int4")
+    made = replace(made, path="onnx/tiny.onnx-int4")
+    report = sample_report(artifacts=(*parts()["artifacts"], made))
+    body = render_card(report)
+    assert 'og.Model("onnx/tiny.onnx-int4")' in body
+    assert "ollama create" in body
+    assert "llama-server -m gguf/tiny-healed.gguf" in body
+    assert body.count("llama-cli -m") == 1
