@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from clp_edge.errors import QualityGateError, UsageError
+from clp_edge.errors import UsageError
 from clp_edge.records import QualityRecord, SanityRecord, TaskRecord, from_plain
 
 SANITY = "sanity"
@@ -52,15 +52,6 @@ class QualityGate:
     def failures(self, record: QualityRecord) -> tuple[str, ...]:
         """What is not reached, one plain sentence each; empty where all is."""
         return (*self._ratio(record), *self._kl(record), *self._retention(record))
-
-    def require(self, name: str, record: QualityRecord) -> None:
-        """Raises QualityGateError (exit code 4) with every failure of the file of that name."""
-        found = self.failures(record)
-        if found:
-            raise QualityGateError(
-                f"{name} does not reach the quality asked for: {'; '.join(found)}",
-                "the files are there and verified; drop fewer blocks, heal more, or lower the gate",
-            )
 
     def _ratio(self, record: QualityRecord) -> tuple[str, ...]:
         limit, value = self.max_ppl_ratio, record.ppl_ratio

@@ -28,6 +28,8 @@ from clp_edge.pipeline import lock
 
 STATE = "clp_edge.json"
 RESULT = "result.json"
+HF_FOLDER = "hf"
+"""the cut model in an output folder, plain Hugging Face"""
 
 
 @dataclass
@@ -309,3 +311,9 @@ def read_state(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) and "stages" in state else None
+
+
+def hf_folder_of(path: Path) -> Path:
+    """The Hugging Face folder: the path itself, or hf/ where it is an output folder of ours."""
+    inner = path / HF_FOLDER
+    return inner if (path / STATE).is_file() and inner.is_dir() else path

@@ -21,6 +21,7 @@ import clp_edge.export as export
 from clp_edge.config import CompressConfig
 from clp_edge.data import Documents, calibrate, evaluation_text, read_documents
 from clp_edge.errors import ClpEdgeError, PreflightError, UsageError
+from clp_edge.evaluate import read_tasks
 from clp_edge.export.targets import Target, resolve
 from clp_edge.models.families import family_of
 from clp_edge.models.source import (
@@ -135,6 +136,17 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     if config.evaluation.text is not None:
         text = config.evaluation.text
         measured = problems.attempt(lambda: read_documents(text, cut=False))
+    asked = config.evaluation
+    problems.attempt(lambda: read_tasks(asked.tasks, limit=asked.task_items))
+    formats = {target.format for target in targets if target is not None}
+    onnx = any(name.startswith("onnx") for name in formats)
+    if config.files.provider != "cpu" and formats and not onnx:
+        problems.add(
+            UsageError(
+                f"--ep {config.files.provider} says nothing to {', '.join(sorted(formats))}",
+                "add an onnx target, or leave --ep out (llama.cpp is built for its device)",
+            )
+        )
     device = problems.attempt(lambda: device_of(config.device))
     source = problems.attempt(lambda: locate(config.model))
     if source is None:
@@ -149,7 +161,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
 
     blocks = int(model_config.num_hidden_layers)
     carried = tokenizer_gguf(source)
-    asked: dict[str, Any] = {
+    planning: dict[str, Any] = {
         "calibrated": True,
         "options": export.ExportOptions(
             tensor_types=config.files.typed,
@@ -168,7 +180,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
                 target,
                 tokenizer_gguf=carried,
                 blocks=blocks - dropped,
-                **asked,
+                **planning,
             ).predicted_bytes
             for target in known
         ]
@@ -186,7 +198,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     forbidden = _forbidden(problems, model_config, targets, named, count)
     planned = []
     for target in known:
-        dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried, **asked)
+        dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried, **planning)
         pruned = export.plan(
             model_config,
             tokenizer,
@@ -194,7 +206,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
             tokenizer_gguf=carried,
             blocks=blocks - count,
             dropped=named.blocks if named else None,
-            **asked,
+            **planning,
         )
         for problem in dense.problems:
             problems.add(problem)

@@ -70,7 +70,9 @@ def model_quality(report: Report) -> tuple[QualityRecord | None, QualityRecord |
 
 
 def model_name(report: Report) -> str:
-    """The short name of the source: the last part of its path, without ".gguf"."""
+    """What the model is called: its own name, or the last part of its path, without ".gguf"."""
+    if report.model.name:
+        return report.model.name
     name = PurePath(report.model.source).name or report.model.source
     return name.removesuffix(".gguf")
 

@@ -114,6 +114,20 @@ def test_the_same_command_again_computes_nothing(finished) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize(("limit", "code"), [("0.000001", 4), ("1000", 0)])
+def test_a_quality_gate_decides_the_exit_code_and_the_files_stay(finished, limit, code) -> None:
+    out, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    judged = run(
+        "compress", "tiny", *FLAGS, "--calibration", "words.txt", "--eval-text", "other.txt",
+        "--out", "out", "--max-kl", limit, folder=out.parent,
+    )  # fmt: skip
+    assert judged.returncode == code, judged.stderr
+    assert ("healed Q8_0: KL to the dense model is" in judged.stderr) == (code == 4)
+    assert "Traceback" not in judged.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+
 def test_another_command_does_not_overwrite_it(finished) -> None:
     out, _ = finished
     other = run("compress", "tiny", *FLAGS, "--seed", "1", "--out", "out", folder=out.parent)

@@ -14,13 +14,9 @@ def two_files(count: int) -> list[int]:
     return [200 + 80 * (10 - count), 100 + 20 * (10 - count)]
 
 
-@pytest.mark.parametrize("limit", [280, 500, 840, 900, 999])
+@pytest.mark.parametrize("limit", [360, 500, 840, 900, 999])
 def test_the_fewest_blocks_that_fit(limit: int) -> None:
-    found = blocks_to_drop(CutConfig(max_bytes=str(limit)), 10, two_files) if limit >= 360 else 9
-    if limit < 360:  # two blocks stay: 360 bytes are the least
-        with pytest.raises(UsageError, match=r"without 8 of 10 blocks .* still"):
-            blocks_to_drop(CutConfig(max_bytes=str(limit)), 10, two_files)
-        return
+    found = blocks_to_drop(CutConfig(max_bytes=str(limit)), 10, two_files)
     assert max(two_files(found)) <= limit < max(two_files(found - 1))
 
 
@@ -36,6 +32,8 @@ def test_the_fewest_blocks_whose_bytes_allow_a_speedup(wanted: float) -> None:
 def test_what_needs_no_cut_and_what_no_cut_reaches() -> None:
     with pytest.raises(UsageError, match="without any cut"):
         blocks_to_drop(CutConfig(max_bytes="1KB"), 10, two_files)
+    with pytest.raises(UsageError, match=r"without 8 of 10 blocks .* still"):  # two stay: 360
+        blocks_to_drop(CutConfig(max_bytes="359"), 10, two_files)
     with pytest.raises(UsageError, match=r"the bytes allow 2\.14 times"):
         blocks_to_drop(CutConfig(min_speedup=3.0), 10, two_files)
 

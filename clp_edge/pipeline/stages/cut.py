@@ -12,14 +12,13 @@ from clp_edge.models.anatomy import dissect
 from clp_edge.models.source import save_model
 from clp_edge.models.surgery import remove_blocks
 from clp_edge.pipeline import provenance
+from clp_edge.pipeline.folder import HF_FOLDER
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import Context, Stage
 from clp_edge.pipeline.stages import heal, search
 from clp_edge.progress import Progress
 from clp_edge.records import CutRecord, Provenance
 from clp_edge.segment import Segment
-
-FOLDER = "hf"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def pruned(context: Context, segment: Segment) -> Any:
 
 def save(context: Context, model: Any, says: Provenance, progress: Progress) -> CutRecord:
     """Write a cut model as OUT/hf, with its provenance."""
-    final = context.out / FOLDER
+    final = context.out / HF_FOLDER
     for file in context.folder.ours_below(final):
         file.unlink()
     context.folder.claim(final)

@@ -12,6 +12,7 @@ from clp_edge import evaluate
 from clp_edge.config import CompressConfig
 from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.models.source import load_model, locate
+from clp_edge.pipeline.folder import HF_FOLDER
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import Context, Stage, keyed_by
 from clp_edge.pipeline.stages import cut, export, search, text
@@ -132,7 +133,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
     # The dense head is the healed one: the dense model itself may go.
     del model
     reference = reference.with_head(body.logits)
-    folder = locate(str((context.out / cut.FOLDER).resolve()))
+    folder = locate(str((context.out / HF_FOLDER).resolve()))
     healed = dissect(load_model(folder, dtype=ground.compute, device=ground.device))
     ask("healed", healed, partial(evaluate.measure_model, healed, ids, reference))
     reference = reference.with_head(healed.logits)

@@ -17,6 +17,7 @@ from clp_edge.durable import write_text
 from clp_edge.export.base import Target
 from clp_edge.models.source import save_model
 from clp_edge.pipeline import provenance
+from clp_edge.pipeline.folder import HF_FOLDER
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import UNKEYED, Context, Stage
 from clp_edge.pipeline.stages import calibrate, cut
@@ -73,7 +74,7 @@ def options_of(files: FileConfig, says: Provenance | None) -> exporters.ExportOp
 
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> ExportRecord:
     source = context.ground.source.name
-    healed = context.out / cut.FOLDER
+    healed = context.out / HF_FOLDER
     says = provenance.read(healed)
     assert says is not None  # the cut stage wrote it
     dense = _dense_folder(context, room) if given.dense else None

@@ -12,9 +12,9 @@ from clp_edge.errors import UsageError
 from clp_edge.models.anatomy import dissect
 from clp_edge.models.source import fingerprint, load_config, load_model, load_tokenizer, locate
 from clp_edge.pipeline import provenance
+from clp_edge.pipeline.folder import hf_folder_of
 from clp_edge.pipeline.preflight import compute_dtype, device_of
 from clp_edge.pipeline.stages.evaluate import Side, quality_record
-from clp_edge.pipeline.verbs.heal import hf_folder_of
 from clp_edge.progress import Progress, silent
 from clp_edge.records import EvalDocument, EvaluationRecord, QualityRecord
 from clp_edge.runtimes import default_threads, open_artifact

@@ -32,7 +32,7 @@ from clp_edge.models.source import (
     tokenizer_gguf,
 )
 from clp_edge.pipeline import lock, provenance
-from clp_edge.pipeline.folder import admit
+from clp_edge.pipeline.folder import admit, hf_folder_of
 from clp_edge.pipeline.overlap import overlaps
 from clp_edge.pipeline.preflight import Problems, check_disk
 from clp_edge.pipeline.runner import Ledger, Runner
@@ -40,7 +40,6 @@ from clp_edge.pipeline.stage import UNKEYED, Context, Ground, Stage, keyed_by
 from clp_edge.pipeline.stages import calibrate
 from clp_edge.pipeline.stages import export as export_stage
 from clp_edge.pipeline.verbs.ending import Done, document
-from clp_edge.pipeline.verbs.heal import hf_folder_of
 from clp_edge.progress import Observer, Progress, Quiet
 from clp_edge.records import ExportDocument, ExportRecord, Provenance
 from clp_edge.registry import FORMATS

@@ -11,7 +11,7 @@ from clp_edge.errors import UsageError
 from clp_edge.models.removed import removed_segment
 from clp_edge.models.source import locate
 from clp_edge.pipeline import provenance
-from clp_edge.pipeline.folder import STATE
+from clp_edge.pipeline.folder import HF_FOLDER, hf_folder_of
 from clp_edge.pipeline.preflight import preflight
 from clp_edge.pipeline.runner import Ledger, Runner
 from clp_edge.pipeline.stage import Context
@@ -23,13 +23,6 @@ from clp_edge.records import CutDocument
 
 NAME = "heal.json"
 STAGES = (calibrate.STAGE, search.STAGE, heal_stage.STAGE, cut.STAGE)
-
-
-def hf_folder_of(path: Path) -> Path:
-    """The Hugging Face folder: the path itself, or hf/ where it is an output folder of ours."""
-    if (path / STATE).is_file() and (path / cut.FOLDER).is_dir():
-        return path / cut.FOLDER
-    return path
 
 
 def heal(
@@ -69,12 +62,12 @@ def heal(
     runner = Runner(STAGES, config, plan, observer or Quiet())
 
     def make(context: Context, ledger: Ledger) -> CutDocument:
-        said = provenance.read(context.out / cut.FOLDER)
+        said = provenance.read(context.out / HF_FOLDER)
         assert said is not None  # the cut stage wrote it
         return CutDocument(
             command=config.command,
             version=clp_edge.__version__,
-            folder=cut.FOLDER,
+            folder=HF_FOLDER,
             provenance=said,
             search=context.record(search.STAGE),
             heal=context.record(heal_stage.STAGE),

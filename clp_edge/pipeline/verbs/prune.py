@@ -9,6 +9,7 @@ import clp_edge
 from clp_edge.config import BenchConfig, CompressConfig
 from clp_edge.errors import UsageError
 from clp_edge.pipeline import provenance
+from clp_edge.pipeline.folder import HF_FOLDER
 from clp_edge.pipeline.preflight import Plan, preflight
 from clp_edge.pipeline.runner import Ledger, Runner
 from clp_edge.pipeline.stage import Context, Stage
@@ -107,12 +108,12 @@ def prune(
     segment = Segment.parse(str(config.cut.blocks))
 
     def make(context: Context, ledger: Ledger) -> CutDocument:
-        says = provenance.read(context.out / cut.FOLDER)
+        says = provenance.read(context.out / HF_FOLDER)
         assert says is not None  # the stage wrote it
         return CutDocument(
             command=config.command,
             version=clp_edge.__version__,
-            folder=cut.FOLDER,
+            folder=HF_FOLDER,
             provenance=says,
             search=found.search if found else named(segment, "given"),
             heal=None,
