@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clp_edge.errors import UsageError
 from clp_edge.evaluate.gate import QualityGate
 from clp_edge.models.anatomy import dissect
+from clp_edge.pipeline.folder import HF_FOLDER
 from clp_edge.pipeline.stages import cut, evaluate, text
 from clp_edge.records import (
     EvaluateRecord,
@@ -52,9 +53,9 @@ def context(tiny_llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     healed = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32)
     with torch.no_grad():
         healed.model.layers[3].mlp.down_proj.weight.mul_(0.5)
-    healed.save_pretrained(out / cut.FOLDER)
-    AutoTokenizer.from_pretrained(tiny_llama_folder).save_pretrained(out / cut.FOLDER)
-    shutil.copytree(out / cut.FOLDER, out / "file")
+    healed.save_pretrained(out / HF_FOLDER)
+    AutoTokenizer.from_pretrained(tiny_llama_folder).save_pretrained(out / HF_FOLDER)
+    shutil.copytree(out / HF_FOLDER, out / "file")
     dense = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32).eval()
     monkeypatch.setattr(text, "evaluation_ids", lambda _: random_ids(6, 24, vocabulary=300))
     monkeypatch.setattr(cut, "pruned", lambda _, segment: healed)
