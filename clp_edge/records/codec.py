@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import msgspec
 from clp_edge.errors import ClpEdgeError
 
 R = TypeVar("R")
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 class RecordError(ClpEdgeError):
@@ -20,8 +22,8 @@ class RecordError(ClpEdgeError):
 def encode(record: Any) -> bytes:
     """A record as JSON (UTF-8), two spaces deep; NaN and infinities become null.
 
-    Inside the free objects paths become text, and numpy scalars become numbers. Raises RecordError
-    for what JSON cannot hold.
+    Inside the free objects paths become text, and numpy scalars become numbers; half a surrogate
+    pair, which no UTF-8 has, becomes U+FFFD. Raises RecordError for what JSON cannot hold.
     """
     return msgspec.json.format(_json(record), indent=2) + b"\n"
 
@@ -51,7 +53,22 @@ def from_plain(value: Any, kind: type[R]) -> R:
 
 
 def _json(record: Any) -> bytes:
-    return msgspec.json.encode(record, enc_hook=_known)
+    try:
+        return msgspec.json.encode(record, enc_hook=_known)
+    except UnicodeEncodeError:
+        # A tokenizer may make such text of bytes that a model wrote in the middle of a character.
+        return msgspec.json.encode(_whole(msgspec.to_builtins(record, enc_hook=_known)))
+
+
+def _whole(value: Any) -> Any:
+    """Plain values, their text without lone surrogates."""
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_whole(key): _whole(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(one) for one in value]
+    return value
 
 
 def _known(value: Any) -> Any:
