@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from clp_edge.models.gguf_header import read_header
+from clp_edge.gguf_file.header import read_header
 from clp_edge.models.source import Source
 
 FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "COPYING")

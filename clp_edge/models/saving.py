@@ -16,7 +16,7 @@ import torch
 
 from clp_edge.durable import whole_folder
 from clp_edge.errors import ClpEdgeError
-from clp_edge.models.gguf_header import MAGIC, read_header, write_keys
+from clp_edge.gguf_file.header import MAGIC, read_header, write_keys
 from clp_edge.models.quiet import quiet
 
 if TYPE_CHECKING:

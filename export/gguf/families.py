@@ -1,53 +1,33 @@
-"""What a GGUF file of a config would hold, and what it could not express.
+"""What a GGUF file of a config could not express, and what it says differently.
 
-The facts of each architecture are rows of `family_table`. Tensor names come from
-`gguf.get_tensor_name_map`, shapes from the transformers model itself (on the meta device, so
-nothing is allocated).
+The facts of each architecture are rows of `clp_edge.gguf_file.family_table`; names, shapes and
+changes of the tensors come from `clp_edge.gguf_file.tensors`.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
-from dataclasses import dataclass
 from typing import Any
 
-import gguf
 import numpy as np
-import torch
 
 from clp_edge.errors import ClpEdgeError, UnsupportedModelError
-from clp_edge.export.gguf.family_table import FAMILIES, Family, context_length
-from clp_edge.export.gguf.rope import factor_tensors, rope_problems
+from clp_edge.gguf_file.family_table import context_length
+from clp_edge.gguf_file.rope import factor_tensors, rope_problems
+from clp_edge.gguf_file.tensors import (
+    Tensor,
+    family_of,
+    listed,
+    permute,
+    tensors,
+    to_file,
+    to_model,
+    unpermute,
+)
 
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor to write: its names, its shape (as in torch), and how it is changed."""
-
-    hf_name: str
-    gguf_name: str
-    shape: tuple[int, ...]
-    heads: int | None = None
-    """The heads whose rows are permuted."""
-    added: float = 0.0
-    scale: float = 1.0
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-
-def family_of(config: Any) -> Family:
-    """The row of this config; UnsupportedModelError where there is none."""
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise UnsupportedModelError(
-            f"GGUF export does not know model type {config.model_type!r} yet",
-            f"known are {', '.join(FAMILIES)}",
-        )
-    return family
+__all__ = [
+    "Tensor", "computed_tensors", "family_of", "listed", "notes", "permute", "problems", "tensors",
+    "to_file", "to_model", "unpermute",
+]  # fmt: skip
 
 
 def problems(config: Any) -> list[ClpEdgeError]:
@@ -95,85 +75,6 @@ def notes(config: Any) -> list[str]:
     return []
 
 
-def tensors(config: Any) -> list[Tensor]:
-    """Every tensor of the model in the order of the file, a tied head left out.
-
-    Raises UnsupportedModelError listing the tensors that GGUF has no name for.
-    """
-    from transformers import AutoModelForCausalLM
-
-    family = family_of(config)
-    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
-    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    finally:
-        logger.setLevel(level)
-    rows, nameless = [], []
-    for hf_name, value in model.state_dict().items():
-        if config.tie_word_embeddings and hf_name == "lm_head.weight":
-            continue
-        gguf_name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
-        if gguf_name is None:
-            nameless.append(hf_name)
-            continue
-        rows.append(_row(config, family, hf_name, gguf_name, tuple(value.shape)))
-    if nameless:
-        raise UnsupportedModelError(f"GGUF has no name for {_listed(nameless)}")
-    return rows
-
-
-def _row(
-    config: Any, family: Family, hf_name: str, gguf_name: str, shape: tuple[int, ...]
-) -> Tensor:
-    heads, added, scale = None, 0.0, 1.0
-    for change in family.changes:
-        if change.part in hf_name:
-            heads = int(getattr(config, change.heads)) if change.heads else heads
-            added += change.added
-            scale *= change.scale(config) if change.scale else 1.0
-    return Tensor(hf_name, gguf_name, shape, heads, added, scale)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
-
-
 def computed_tensors(config: Any) -> dict[str, np.ndarray]:
     """Tensors that are in no checkpoint: factors of the rotary embedding."""
     return factor_tensors(config)
-
-
-def to_file(row: Tensor, values: torch.Tensor) -> torch.Tensor:
-    """A model's tensor (float32) as its file holds it."""
-    if row.added:
-        values = values + row.added
-    if row.scale != 1.0:
-        values = values * row.scale
-    return values if row.heads is None else permute(values, row.heads)
-
-
-def to_model(row: Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The inverse of `to_file`."""
-    if row.heads is not None:
-        values = unpermute(values, row.heads)
-    return values / row.scale - row.added
-
-
-def permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of each head from (2, d/2) to (d/2, 2): for llama.cpp's NORM rope (PITFALLS 12)."""
-    rest = weight.shape[1:]
-    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *rest)
-    return halves.transpose(1, 2).reshape(weight.shape)
-
-
-def unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """The inverse of `permute`."""
-    rest = weight.shape[1:]
-    pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *rest)
-    return pairs.transpose(1, 2).reshape(weight.shape)

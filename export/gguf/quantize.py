@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clp_edge.export.base import Target
-from clp_edge.export.gguf.contents import Contents
 from clp_edge.export.gguf.imatrix import Importance
 from clp_edge.export.gguf.mix import Traits, taken_for_70b, wanted
 from clp_edge.export.gguf.targets import FILE_TYPES
+from clp_edge.gguf_file.contents import Contents
 from clp_edge.runtimes import patience_s, run_in_child
 
 

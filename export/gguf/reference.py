@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from clp_edge.errors import ClpEdgeError
-from clp_edge.export.gguf.family_table import context_length, sliding_blocks
-from clp_edge.export.gguf.rope import read_rope
 from clp_edge.export.reference_text import PROMPT, TEXT
+from clp_edge.gguf_file.family_table import context_length, sliding_blocks
+from clp_edge.gguf_file.rope import read_rope
 from clp_edge.metrics import token_kl, top1_agreement
 from clp_edge.models.ends import end_ids
 from clp_edge.models.quiet import quiet

@@ -22,7 +22,7 @@ from tokenizers import AddedToken
 from clp_edge.errors import UnsupportedModelError
 from clp_edge.export.gguf import tokenizer_bpe, tokenizer_sentencepiece
 from clp_edge.export.gguf.tokenizer_parts import Entry, definition, refuse
-from clp_edge.models.gguf_header import read_header
+from clp_edge.gguf_file.header import read_header
 
 CARRIED_FILE = "tokenizer.gguf"
 

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from clp_edge.export.gguf.tokenizer_parts import Entry, check_bpe, flat, merges_of, refuse, said
-from clp_edge.models import pretokenizers
+from clp_edge.gguf_file import pretokenizers
 
 
 def _step(part: dict[str, Any]) -> str:

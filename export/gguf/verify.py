@@ -19,11 +19,11 @@ import torch
 from clp_edge.errors import ClpEdgeError, RuntimeDiedError, VerificationError
 from clp_edge.export.base import Target
 from clp_edge.export.gguf import families, tokenizer
-from clp_edge.export.gguf.contents import Contents
-from clp_edge.export.gguf.family_table import sliding_blocks
 from clp_edge.export.gguf.own_weights import own_weights, tensor_errors
 from clp_edge.export.gguf.reference import Comparison, Reference
-from clp_edge.export.gguf.rope import read_rope
+from clp_edge.gguf_file.contents import Contents
+from clp_edge.gguf_file.family_table import sliding_blocks
+from clp_edge.gguf_file.rope import read_rope
 from clp_edge.metrics import token_kl, top1_agreement
 from clp_edge.runtimes import Session, open_artifact
 

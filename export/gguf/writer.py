@@ -79,7 +79,7 @@ def check_complete(checkpoint: Checkpoint, rows: list[families.Tensor], tied: bo
     missing = sorted(set(expected) - found)
     for label, names in (("has no place for", unknown), ("misses", missing)):
         if names:
-            listed = families._listed(names)
+            listed = families.listed(names)
             raise UnsupportedModelError(f"the model {label} {listed}", "save the folder again")
     for name, shape in expected.items():
         if checkpoint.shape(name) != shape:

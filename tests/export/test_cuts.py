@@ -8,8 +8,8 @@ from clp_edge.errors import UsageError
 from clp_edge.export import resolve
 from clp_edge.export.gguf.cuts import after_cut, allowed, nearest_allowed, with_blocks
 from clp_edge.export.gguf.families import problems
-from clp_edge.export.gguf.family_table import context_length, sliding_blocks
 from clp_edge.export.gguf.plan import plan
+from clp_edge.gguf_file.family_table import context_length, sliding_blocks
 from clp_edge.segment import Segment
 from tests.export.models import tiny_tokenizer
 from tests.tiny import tiny_config

@@ -18,10 +18,11 @@ from clp_edge.export.gguf import families, writer
 from clp_edge.export.gguf import tokenizer as tokenizers
 from clp_edge.export.gguf import verify as verify_module
 from clp_edge.export.gguf.cuts import after_cut
-from clp_edge.export.gguf.family_table import FAMILIES, sliding_blocks
 from clp_edge.export.gguf.reference import Comparison, Reference, make_reference
-from clp_edge.export.gguf.rope import attention_gain, read_rope, rope_dimensions
 from clp_edge.export.gguf.verify import F16_KL, F16_LARGEST, F16_TOP1, compare, verify
+from clp_edge.gguf_file import tensors as file_tensors
+from clp_edge.gguf_file.family_table import FAMILIES, sliding_blocks
+from clp_edge.gguf_file.rope import attention_gain, read_rope, rope_dimensions
 from clp_edge.models.surgery import remove_blocks
 from clp_edge.runtimes import open_artifact
 from tests.export.family_rows import ROWS, WINDOW, family_folder
@@ -176,7 +177,7 @@ def doubled(value):
 def mutate(name, model_type, monkeypatch):
     """Break one thing on the way into the file."""
     if name == "permutation":
-        monkeypatch.setattr(families, "permute", lambda weight, heads: weight)
+        monkeypatch.setattr(file_tensors, "permute", lambda weight, heads: weight)
     elif name == "norm":
         change_rows(monkeypatch, lambda row: dataclasses.replace(row, added=0.0))
     elif name == "attention scale" and model_type == "granite":

@@ -9,9 +9,9 @@ import torch
 from clp_edge.errors import ClpEdgeError, PreflightError, UsageError
 from clp_edge.export import export, resolve
 from clp_edge.export.gguf import families
-from clp_edge.export.gguf.contents import Contents
 from clp_edge.export.gguf.imatrix import Importance, chosen, importance
 from clp_edge.export.gguf.quantize import quantize
+from clp_edge.gguf_file.contents import Contents
 from clp_edge.progress import silent
 from tests.export.models import tiny_folder
 

@@ -23,8 +23,8 @@ from clp_edge.errors import UnsupportedModelError
 from clp_edge.export.gguf import tokenizer as tokenizers
 from clp_edge.export.gguf.verify import HARD_TEXTS
 from clp_edge.export.reference_text import TEXT
-from clp_edge.models.gguf_header import read_header
-from clp_edge.models.gguf_tokenizer import gguf_tokenizer
+from clp_edge.gguf_file.header import read_header
+from clp_edge.gguf_file.tokenizer import gguf_tokenizer
 from tests.export.vocabulary import llama_cpp_ids, write_vocabulary
 
 SPACE = "\u2581"

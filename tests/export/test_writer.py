@@ -12,8 +12,8 @@ from clp_edge.errors import ClpEdgeError, UnsupportedModelError
 from clp_edge.export import plan, resolve
 from clp_edge.export.gguf import families
 from clp_edge.export.gguf import tokenizer as tokenizers
-from clp_edge.export.gguf.rope import llama3_factors, read_rope
 from clp_edge.export.gguf.writer import metadata_entries, write_f16
+from clp_edge.gguf_file.rope import llama3_factors, read_rope
 from tests.export.models import tiny_folder, tiny_tokenizer
 from tests.tiny import tiny_config
 

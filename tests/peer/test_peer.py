@@ -22,7 +22,7 @@ from clp_edge.errors import ClpEdgeError, MissingDependencyError
 from clp_edge.export.gguf import tokenizer
 from clp_edge.export.gguf.peer import PEER_VARIABLE, convert, differences, peer_folder
 from clp_edge.export.gguf.writer import write_f16
-from clp_edge.models import pretokenizers
+from clp_edge.gguf_file import pretokenizers
 from clp_edge.models.saving import save_model
 from clp_edge.models.source import folder_tokenizer, load_model, load_tokenizer, locate
 from tests.export.family_rows import ROWS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
 from clp_edge.errors import ClpEdgeError, UsageError
-from clp_edge.models.gguf_header import read_header
+from clp_edge.gguf_file.header import read_header
 from clp_edge.pipeline import provenance
 from clp_edge.progress import Progress, silent
 from clp_edge.records import BenchRecord, Variant

@@ -5,7 +5,7 @@ transformers' own reading is wrong for both kinds: byte-level BPE always gets GP
 5. So the tokenizer is built here from the file's tokens, merges, scores and types. What a
 `tokenizer.ggml.pre` name means is in `pretokenizers.py`, the exporter's own table.
 
->>> from clp_edge.models.gguf_header import read_header
+>>> from clp_edge.gguf_file.header import read_header
 >>> gguf_tokenizer(read_header(path)).tokenize("a1b22")                     # doctest: +SKIP
 ['a', '1', 'b', '2', '2']
 """
@@ -20,8 +20,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from clp_edge.errors import ClpEdgeError, UnsupportedModelError
-from clp_edge.models.gguf_header import GgufHeader
-from clp_edge.models.pretokenizers import PreTokenizer, built, named, names
+from clp_edge.gguf_file.header import GgufHeader
+from clp_edge.gguf_file.pretokenizers import PreTokenizer, built, named, names
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 SPACE = "\u2581"  # how SentencePiece writes a space

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import shutil
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -121,10 +120,9 @@ def write_keys(path: Path, keys: Iterable[tuple[str, bytes]]) -> None:
             file.write(_string(name) + raw)
 
 
-def write_trimmed(header: GgufHeader, target: Path, *, with_data: bool) -> None:
-    """Write the file again without its vocabulary, whose slow reading nothing needs.
-
-    Without data the file keeps its full length but is sparse: enough to read a configuration.
+def write_sparse(header: GgufHeader, target: Path) -> None:
+    """Write the file again without its vocabulary, whose slow reading nothing needs, and without
+    its weights: it keeps its full length but is sparse, which is enough to read a configuration.
     """
     prefix = "tokenizer."
     keys = [(n, k.raw) for n, k in header.keys.items() if not n.startswith(prefix)]
@@ -142,13 +140,7 @@ def write_trimmed(header: GgufHeader, target: Path, *, with_data: bool) -> None:
             tail = struct.pack("<IQ", tensor.type, tensor.offset)
             file.write(_string(tensor.name) + shape + tail)
         start = file.tell() + -file.tell() % alignment
-        if with_data:
-            file.write(b"\0" * (start - file.tell()))
-            with header.path.open("rb") as source:
-                source.seek(header.data_start)
-                shutil.copyfileobj(source, file, 1 << 24)
-        else:
-            file.truncate(start + header.path.stat().st_size - header.data_start)
+        file.truncate(start + header.path.stat().st_size - header.data_start)
 
 
 class _Damaged(Exception):

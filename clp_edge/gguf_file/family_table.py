@@ -21,7 +21,7 @@ from typing import Any
 
 from gguf import GGUFValueType, Keys
 
-from clp_edge.export.gguf.rope import attention_gain, head_dim, read_rope, rope_dimensions
+from clp_edge.gguf_file.rope import attention_gain, head_dim, read_rope, rope_dimensions
 
 Value = Callable[[Any], Any]
 

@@ -1,4 +1,4 @@
-"""Rotary embeddings, read from a config of transformers 4 or 5, as llama.cpp wants them.
+"""Rotary embeddings: a config of transformers 4 or 5 as llama.cpp wants it, and back.
 
 llama.cpp rotates pair i at position p by p * theta^(-2i/d) / factor_i. Linear scaling is a key;
 Llama 3's scaling is a tensor of factors, `rope_freqs.weight`; LongRoPE's are two, one for contexts
@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 
 from clp_edge.errors import UnsupportedModelError
+from clp_edge.gguf_file.contents import Contents
+
+FACTOR_TENSORS = ("rope_freqs", "rope_factors_long", "rope_factors_short")
+"""How the names of tensors begin that hold what frequencies are divided by, and no weights."""
+_LLAMA3_CONTEXT = 8192
 
 
 @dataclass(frozen=True)
@@ -102,21 +107,31 @@ def rope_problems(
     return found
 
 
-def llama3_factors(config: Any) -> np.ndarray:
-    """What each frequency is divided by: (head_dim / 2,) float32; 1 for the fast ones.
+def llama3_divisors(
+    pairs: int, theta: float, *, factor: float, low: float, high: float, original: int
+) -> np.ndarray:
+    """What Llama 3 divides each rope frequency by: (pairs,) float32; 1 for the fast ones.
 
     A wavelength under L/high stays, one over L/low is divided by `factor`, and between them the
     two are blended by s = (L/wavelength - low) / (high - low).
     """
-    rope = read_rope(config)
-    numbers = rope.numbers
-    size = head_dim(config)
-    low, high = float(numbers["low_freq_factor"]), float(numbers["high_freq_factor"])
-    factor = float(numbers["factor"])
-    frequency = rope.theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
-    turns = rope.original_length * frequency / (2 * math.pi)
+    frequency = theta ** -(np.arange(pairs, dtype=np.float64) / pairs)
+    turns = original * frequency / (2 * math.pi)
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return (1.0 / (blend + (1.0 - blend) / factor)).astype(np.float32)
+
+
+def llama3_factors(config: Any) -> np.ndarray:
+    """The factors of a config's `llama3` scaling: (head_dim / 2,) float32."""
+    rope = read_rope(config)
+    return llama3_divisors(
+        head_dim(config) // 2,
+        rope.theta,
+        factor=float(rope.numbers["factor"]),
+        low=float(rope.numbers["low_freq_factor"]),
+        high=float(rope.numbers["high_freq_factor"]),
+        original=rope.original_length,
+    )
 
 
 def factor_tensors(config: Any) -> dict[str, np.ndarray]:
@@ -142,3 +157,55 @@ def attention_gain(config: Any) -> float:
         return float(stated)
     scale = rope.numbers.get("factor") or config.max_position_embeddings / rope.original_length
     return math.sqrt(1.0 + math.log(scale) / math.log(rope.original_length)) if scale > 1 else 1.0
+
+
+def scaling_of(made: Contents) -> dict[str, Any] | None:
+    """The scaling that a file's keys and factors say, as transformers' `rope_scaling`, or None.
+
+    Raises UnsupportedModelError where it is not one that can be read back.
+    """
+    header = made.header
+    if header.architecture in ("gpt-oss", "gpt_oss"):  # transformers reads it on its own
+        return None
+    kind = header.own("rope.scaling.type", "none")
+    factors = sorted(name for name in made.tensors if name.startswith(FACTOR_TENSORS))
+    factor = header.own("rope.scaling.factor")
+    original = header.own("rope.scaling.original_context_length")
+    if factors == ["rope_freqs.weight"]:
+        return _llama3_scaling(made)
+    if not factors and kind in ("none", "", None):
+        return None
+    if not factors and kind == "linear" and factor:
+        return {"rope_type": "linear", "factor": float(factor)}
+    if not factors and kind == "yarn" and factor and original:
+        return {
+            "rope_type": "yarn",
+            "factor": float(factor),
+            "original_max_position_embeddings": int(original),
+        }
+    raise UnsupportedModelError(
+        f"the rope scaling of {header.path.name} ({kind}, tensors {factors or 'none'}) cannot be "
+        "read from GGUF",
+        "give the model's Hugging Face folder instead",
+    )
+
+
+def _llama3_scaling(made: Contents) -> dict[str, Any]:
+    """The Llama 3 scaling whose factors are those that the file stores."""
+    stored = made.values("rope_freqs.weight").reshape(-1)
+    theta = float(made.header.own("rope.freq_base", 10_000.0))
+    for factor in sorted({8.0, 16.0, 32.0, float(stored.max())}):
+        found = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        expected = llama3_divisors(
+            stored.size, theta, factor=factor, low=1.0, high=4.0, original=_LLAMA3_CONTEXT
+        )
+        if np.allclose(stored, expected, rtol=1e-3, atol=1e-3):
+            return {
+                "rope_type": "llama3",
+                **found,
+                "original_max_position_embeddings": _LLAMA3_CONTEXT,
+            }
+    raise UnsupportedModelError(
+        f"the rope frequencies of {made.header.path.name} are not those of a known Llama 3 scaling",
+        "give the model's Hugging Face folder instead",
+    )

@@ -1,6 +1,6 @@
 """The weights of a GGUF file as arrays, mapped from the disk and dequantized when asked for.
 
-The head is read by `clp_edge.models.gguf_header`, which takes a fraction of a second where the
+The head is read by `clp_edge.gguf_file.header`, which takes a fraction of a second where the
 `gguf` package takes several for a large vocabulary.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
-from clp_edge.models.gguf_header import GgufHeader, TensorInfo, read_header
+from clp_edge.gguf_file.header import GgufHeader, TensorInfo, read_header
 
 
 class Contents:

@@ -1,0 +1,83 @@
+"""A GGUF file's configuration in transformers' terms; refused here is what cannot be read.
+
+transformers reads the keys (`gguf_file=`). What it drops in silence is kept or refused here: rope
+scaling, and what llama.cpp fixes in code. The weights are read in weights.py, the tokenizer in
+tokenizer.py.
+
+>>> from clp_edge.gguf_file.header import read_header
+>>> gguf_config(read_header(path)).num_hidden_layers                        # doctest: +SKIP
+30
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from clp_edge.errors import ClpEdgeError, UnsupportedModelError
+from clp_edge.gguf_file.contents import Contents
+from clp_edge.gguf_file.family_table import FAMILIES
+from clp_edge.gguf_file.header import GgufHeader, write_sparse
+from clp_edge.gguf_file.rope import scaling_of
+
+
+def check_architecture(header: GgufHeader) -> None:
+    """Refuse what transformers cannot read from GGUF, and what it would read wrong in silence."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    name = header.architecture
+    if int(header.value("split.count", 0)) > 1:
+        raise ClpEdgeError(
+            f"{header.path.name} is one part of a split GGUF file",
+            "join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`",
+        )
+    if not name or not header.tensors:
+        raise ClpEdgeError(
+            f"{header.path.name} holds no model (it has {len(header.tensors)} tensors)",
+            "give a GGUF file with weights",
+        )
+    known = {row.architecture for row in FAMILIES.values()} & set(GGUF_SUPPORTED_ARCHITECTURES)
+    if name not in known:
+        raise UnsupportedModelError(
+            f"GGUF files of the architecture {name!r} cannot be read "
+            f"({', '.join(sorted(known))} can)",
+            "give the model's Hugging Face folder instead",
+        )
+    if name == "llama" and int(header.own("expert_count", 0)) > 0:
+        raise UnsupportedModelError(
+            f"{header.path.name} is a mixture of experts, which cannot be read from GGUF",
+            "give the model's Hugging Face folder instead",
+        )
+    scaling_of(Contents(header.path))
+
+
+def gguf_config(header: GgufHeader) -> Any:
+    """The model's configuration, with rope scaling and the end-of-text ids, without weights."""
+    with tempfile.TemporaryDirectory(prefix="clp-edge-") as folder:
+        trimmed = Path(folder) / "model.gguf"
+        write_sparse(header, trimmed)
+        config = AutoConfig.from_pretrained(folder, gguf_file=trimmed.name)
+    if header.own("vocab_size") is None:
+        config.vocab_size = len(header.value("tokenizer.ggml.tokens", ()))
+    scaling = scaling_of(Contents(header.path))
+    if scaling is not None:
+        theta = float(header.own("rope.freq_base", 10_000.0))
+        if hasattr(config, "rope_parameters"):  # transformers 5
+            config.rope_parameters = {**scaling, "rope_theta": theta}
+        else:
+            config.rope_scaling = scaling
+    for key, gguf_key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        setattr(config, f"{key}_token_id", header.value(f"tokenizer.ggml.{gguf_key}_token_id"))
+    for leftover in ("quantization_config", "_model_name_or_path"):
+        if hasattr(config, leftover):
+            delattr(config, leftover)
+    return config
+
+
+def bits_per_weight(header: GgufHeader) -> float:
+    """Stored bits per number over the matrices (vectors are always kept in full)."""
+    matrices = [t for t in header.tensors if len(t.shape) > 1 and min(t.shape) > 1]
+    return 8.0 * sum(t.bytes for t in matrices) / max(1, sum(t.elements for t in matrices))
