@@ -36,6 +36,10 @@ class ArtifactInfo:
     """From the file's name to a context that can take its first token."""
     bytes: int
     """The size of the file, or of the folder's weight files."""
+    gpu_layers: int | None = None
+    """How many layers llama.cpp computes on the GPU, the head counted as one; None elsewhere."""
+    backend_reason: str = ""
+    """Why it computes there, such as what the GPU's memory holds; empty where none was chosen."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Timing:
     ttft_ms: float
     """Prefill, then the first new token chosen from its logits; NaN without a prompt."""
     decode_s: float
+    token_ms: tuple[float, ...] = ()
+    """Of each generated token, in order; empty where the runtime was not asked one by one."""
 
     @property
     def prefill_tps(self) -> float:
@@ -62,6 +68,16 @@ class Timing:
     def decode_tps(self) -> float:
         """Generated tokens per second; NaN where none was timed."""
         return self.generate / self.decode_s if self.generate and self.decode_s > 0 else math.nan
+
+
+def each_ms(begin: float, ends: Sequence[float]) -> tuple[float, ...]:
+    """Milliseconds of each step, from the clock's readings in seconds.
+
+    >>> each_ms(1.0, [1.5, 1.75])
+    (500.0, 250.0)
+    """
+    starts = [begin, *ends[:-1]]
+    return tuple(1e3 * (end - start) for start, end in zip(starts, ends, strict=True))
 
 
 class Session(Protocol):

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clp_edge.errors import UsageError
 from clp_edge.models.ends import end_ids
 from clp_edge.runtimes import scoring
-from clp_edge.runtimes.base import ArtifactInfo, Timing
+from clp_edge.runtimes.base import ArtifactInfo, Timing, each_ms
 from clp_edge.runtimes.memory import peak_rss_mib
 from clp_edge.runtimes.scoring import Score
 
@@ -69,10 +69,21 @@ def score_branches(
 class TorchEngine:
     """A Hugging Face folder open in torch: answers a Session's calls in the child."""
 
-    def __init__(self, path: str, threads: int, context: int, kv_type: str, batch: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        context: int,
+        kv_type: str,
+        batch: int,
+        device: str = "auto",
+    ) -> None:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("torch finds no CUDA device", "take --device auto or cpu")
+        here = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = here if device == "auto" else device
         exact = self.device == "cpu" or kv_type == "f32"
         self.size = context
         begin = time.perf_counter()
@@ -152,6 +163,7 @@ class TorchEngine:
         rng = random.Random(seed)
         draw = [rng.randrange(self.vocabulary) for _ in range(depth + prompt + generate)]
         prefill_s, ttft_ms, decode_s = 0.0, float("nan"), 0.0
+        begin, ends = 0.0, list[float]()
         if prompt:
             cache = self._filled(draw[:depth])
             begin = time.perf_counter()
@@ -166,8 +178,10 @@ class TorchEngine:
             for token in draw[depth + prompt :]:
                 cache = self._forward([token], cache, 1).past_key_values
                 self._synchronize()
+                ends.append(time.perf_counter())
             decode_s = time.perf_counter() - begin
-        return Timing(prompt, generate, depth, prefill_s, ttft_ms, decode_s)
+        token_ms = each_ms(begin, ends) if ends else ()
+        return Timing(prompt, generate, depth, prefill_s, ttft_ms, decode_s, token_ms)
 
     def peak_rss_mib(self) -> float:
         return peak_rss_mib()

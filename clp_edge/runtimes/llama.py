@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from clp_edge.errors import MissingDependencyError, UsageError
-from clp_edge.runtimes.base import ArtifactInfo, Timing
+from clp_edge.runtimes.base import ArtifactInfo, Timing, each_ms
 from clp_edge.runtimes.memory import peak_rss_mib
+from clp_edge.runtimes.offload import NO_BACKEND, NO_DEVICE, Gpu
 from clp_edge.runtimes.scoring import Score, check, score_rows
 
 PIP_LINE = "pip install 'clp-edge[gguf]'"
@@ -79,6 +80,49 @@ def model_params(library: Any) -> Any:
     return params
 
 
+_GPU_KINDS = (1, 2)  # ggml_backend_dev_type: a GPU with memory of its own, one that shares it
+
+
+def gpu_memory() -> Gpu | str:
+    """The GPUs that this build of llama.cpp would use, or why there is none."""
+    library: Any = load_library()
+    if not library.llama_supports_gpu_offload():
+        return NO_BACKEND
+    found = [one for one in backend_devices() if one[0] in _GPU_KINDS]
+    if not found:
+        return NO_DEVICE
+    names = " + ".join(name for _, name, _, _ in found)
+    free, total = sum(one[2] for one in found), sum(one[3] for one in found)
+    return Gpu(backend_of(library), names, free, total)
+
+
+def backend_devices() -> list[tuple[int, str, int, int]]:
+    """(type, description, free bytes, all bytes) of each device of ggml's registry.
+
+    The binding has no names for these calls, so they are taken from the shared library itself.
+    """
+    from llama_cpp._ggml import libggml
+
+    libggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    libggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    libggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    libggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    libggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    libggml.ggml_backend_dev_description.restype = ctypes.c_char_p
+    pointer = ctypes.POINTER(ctypes.c_size_t)
+    libggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, pointer, pointer]
+    libggml.ggml_backend_dev_memory.restype = None
+    found = []
+    for index in range(libggml.ggml_backend_dev_count()):
+        device = libggml.ggml_backend_dev_get(index)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        libggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        said = libggml.ggml_backend_dev_description(device).decode("utf-8", "replace")
+        kind = int(libggml.ggml_backend_dev_type(device))
+        found.append((kind, said, free.value, total.value))
+    return found
+
+
 def describe_library() -> str:
     """ "version, backend", after the library was really loaded."""
     library = load_library()
@@ -88,12 +132,22 @@ def describe_library() -> str:
 class LlamaEngine:
     """A GGUF file open in llama.cpp: the object that answers a Session's calls in the child."""
 
-    def __init__(self, path: str, threads: int, context: int, kv_type: str, batch: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        context: int,
+        kv_type: str,
+        batch: int,
+        gpu_layers: int = 0,
+        reason: str = "",
+    ) -> None:
         self.library: Any = load_library()
+        self.gpu_layers = gpu_layers
         begin = time.perf_counter()
-        self.model = self.library.llama_model_load_from_file(
-            path.encode(), model_params(self.library)
-        )
+        params = model_params(self.library)
+        params.n_gpu_layers = gpu_layers
+        self.model = self.library.llama_model_load_from_file(path.encode(), params)
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         self.vocab = self.library.llama_model_get_vocab(self.model)
@@ -111,13 +165,15 @@ class LlamaEngine:
         self.info = ArtifactInfo(
             runtime="llama.cpp",
             runtime_version=version_of(self.library),
-            backend=backend_of(self.library),
+            backend=backend_of(self.library) if gpu_layers else "CPU",
             architecture=self._metadata("general.architecture"),
             blocks=int(self.library.llama_model_n_layer(self.model)),
             context_length=int(self.library.llama_model_n_ctx_train(self.model)),
             vocabulary=self.vocabulary,
             load_ms=load_ms,
             bytes=Path(path).stat().st_size,
+            gpu_layers=gpu_layers,
+            backend_reason=reason,
         )
 
     def _open_context(
@@ -130,6 +186,8 @@ class LlamaEngine:
         params.n_threads = threads
         params.n_threads_batch = threads
         params.type_k = params.type_v = _KV_TYPES[kv_type]
+        if not self.gpu_layers:  # a build with a GPU would still send it the long prompts
+            params.offload_kqv = params.op_offload = False
         if kv_type == "f32":  # for exactness; a benchmark keeps the default
             params.flash_attn_type = _FLASH_OFF
         if sequences > 1:  # one memory for all, so that they can share tokens
@@ -291,6 +349,7 @@ class LlamaEngine:
         synchronize = self.library.llama_synchronize
 
         prefill_s, ttft_ms, decode_s = 0.0, float("nan"), 0.0
+        begin, ends = 0.0, list[float]()
         self._clear()
         self._feed(before)
         synchronize(self.context)
@@ -310,8 +369,10 @@ class LlamaEngine:
             for single in singles:
                 self._feed(single)
                 synchronize(self.context)
+                ends.append(time.perf_counter())
             decode_s = time.perf_counter() - begin
-        return Timing(prompt, generate, depth, prefill_s, ttft_ms, decode_s)
+        token_ms = each_ms(begin, ends) if ends else ()
+        return Timing(prompt, generate, depth, prefill_s, ttft_ms, decode_s, token_ms)
 
     def peak_rss_mib(self) -> float:
         return peak_rss_mib()

@@ -18,7 +18,7 @@ import numpy as np
 
 from clp_edge.errors import MissingDependencyError, UsageError
 from clp_edge.models.ends import end_ids
-from clp_edge.runtimes.base import ArtifactInfo, Timing
+from clp_edge.runtimes.base import ArtifactInfo, Timing, each_ms
 from clp_edge.runtimes.memory import peak_rss_mib
 from clp_edge.runtimes.scoring import Score, score_by_logits
 
@@ -136,6 +136,7 @@ class OrtEngine:
         rng = random.Random(seed)
         draw = [rng.randrange(self.vocabulary) for _ in range(depth + prompt + generate)]
         prefill_s, ttft_ms, decode_s = 0.0, float("nan"), 0.0
+        begin, ends = 0.0, list[float]()
         filled = self._feed(draw[:depth], self._empty())[1]
         if prompt:
             begin = time.perf_counter()
@@ -148,8 +149,10 @@ class OrtEngine:
             begin = time.perf_counter()
             for token in draw[depth + prompt :]:
                 _, cache = self._run([token], cache)
+                ends.append(time.perf_counter())
             decode_s = time.perf_counter() - begin
-        return Timing(prompt, generate, depth, prefill_s, ttft_ms, decode_s)
+        token_ms = each_ms(begin, ends) if ends else ()
+        return Timing(prompt, generate, depth, prefill_s, ttft_ms, decode_s, token_ms)
 
     def peak_rss_mib(self) -> float:
         return peak_rss_mib()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from clp_edge.errors import MissingDependencyError, UsageError
-from clp_edge.runtimes.base import ArtifactInfo, Timing
+from clp_edge.runtimes.base import ArtifactInfo, Timing, each_ms
 from clp_edge.runtimes.memory import peak_rss_mib
 from clp_edge.runtimes.scoring import Score, score_by_logits
 
@@ -156,6 +156,7 @@ class GenaiEngine:
         rng = random.Random(seed)
         draw = [rng.randrange(self.vocabulary) for _ in range(depth + prompt + generate)]
         prefill_s, ttft_ms, decode_s = 0.0, float("nan"), 0.0
+        begin, ends = 0.0, list[float]()
         if prompt:
             generator = self._filled(draw[:depth])
             begin = time.perf_counter()
@@ -169,8 +170,10 @@ class GenaiEngine:
             begin = time.perf_counter()
             for single in singles:
                 generator.append_tokens(single)
+                ends.append(time.perf_counter())
             decode_s = time.perf_counter() - begin
-        return Timing(prompt, generate, depth, prefill_s, ttft_ms, decode_s)
+        token_ms = each_ms(begin, ends) if ends else ()
+        return Timing(prompt, generate, depth, prefill_s, ttft_ms, decode_s, token_ms)
 
     def peak_rss_mib(self) -> float:
         return peak_rss_mib()

@@ -18,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from clp_edge import errors
-from clp_edge.errors import ClpEdgeError, RuntimeDiedError
+from clp_edge.errors import ClpEdgeError, RuntimeDiedError, UsageError
 from clp_edge.runtimes.child import HEADER
 from clp_edge.waiting import short_spin
 
@@ -59,6 +59,25 @@ class ChildDiedError(RuntimeDiedError):
         super().__init__(f"{cause}: {words}" if words else cause, cure)
 
 
+def pin(pid: int, cpus: Collection[int]) -> None:
+    """Let a process run on these processors alone; threads that it starts later inherit it.
+
+    Does nothing where the system has no such call (macOS). Raises UsageError for processors that
+    are not there or not this process's to use.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    try:
+        os.sched_setaffinity(pid, cpus)
+    except ProcessLookupError:
+        return  # it is gone: the first question says how
+    except OSError as error:
+        named = ", ".join(str(cpu) for cpu in sorted(cpus))
+        raise UsageError(
+            f"cannot pin to processors {named} ({error})", "take processors that this process has"
+        ) from error
+
+
 class ChildProcess:
     """One child that holds a runtime. Not thread-safe: one request at a time."""
 
@@ -68,6 +87,7 @@ class ChildProcess:
         *,
         timeout_s: float = ANSWER_S,
         environment: dict[str, str] | None = None,
+        cpus: Collection[int] | None = None,
     ) -> None:
         self.what = what
         self.timeout_s = timeout_s
@@ -87,6 +107,8 @@ class ChildProcess:
             )
         finally:
             os.close(handle)
+        if cpus is not None:
+            pin(self._process.pid, cpus)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests = self._process.stdin.fileno()

@@ -10,20 +10,22 @@ test of the path. The engine has the methods of `Session` and an `info`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
 
-from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.errors import ClpEdgeError, RuntimeDiedError, UsageError
 from clp_edge.runtimes.base import ArtifactInfo, Session, Timing
+from clp_edge.runtimes.offload import GpuLayers, Offload, plan_offload, read_needs
 from clp_edge.runtimes.process import ChildProcess, patience_s, run_in_child
 
 KVType = Literal["f32", "f16"]
+GPU_QUESTION = "clp_edge.runtimes.llama:gpu_memory"
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,13 @@ class Runtime:
 
     name: str
     engine: str
-    """"module:class" that the child builds with (path, threads, context, kv_type, batch)."""
+    """"module:class" that the child builds with (path, threads, context, kv_type, batch) and what
+    else the row says that it takes."""
     opens: Callable[[Path], bool]
+    offloads: bool = False
+    """Whether it takes `gpu_layers` and the `reason` for them."""
+    device: bool = False
+    """Whether it takes the `device` to compute on."""
 
 
 def _is_gguf(path: Path) -> bool:
@@ -56,11 +63,11 @@ def _is_hf_folder(path: Path) -> bool:
 
 
 RUNTIMES: tuple[Runtime, ...] = (
-    Runtime("llama.cpp", "clp_edge.runtimes.llama:LlamaEngine", _is_gguf),
+    Runtime("llama.cpp", "clp_edge.runtimes.llama:LlamaEngine", _is_gguf, offloads=True),
     # before torch's row: such folders may hold a config.json too
     Runtime("onnxruntime-genai", "clp_edge.runtimes.ort_genai:GenaiEngine", _is_genai_folder),
     Runtime("onnxruntime", "clp_edge.runtimes.ort:OrtEngine", _is_onnx_folder),
-    Runtime("torch", "clp_edge.runtimes.hf:TorchEngine", _is_hf_folder),
+    Runtime("torch", "clp_edge.runtimes.hf:TorchEngine", _is_hf_folder, device=True),
 )
 
 
@@ -79,6 +86,16 @@ class ChildSession:
     def pid(self) -> int:
         """The runtime's process id (for probes of memory and power)."""
         return self._child.pid
+
+    @property
+    def cpus(self) -> tuple[int, ...] | None:
+        """The processors that the child may use; None where the system does not say."""
+        if not hasattr(os, "sched_getaffinity"):
+            return None
+        try:
+            return tuple(sorted(os.sched_getaffinity(self.pid)))
+        except OSError:
+            return None
 
     def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = True
@@ -165,13 +182,20 @@ def open_artifact(
     kv_type: KVType = "f16",
     batch: int = 512,
     timeout_s: float | None = None,
+    gpu_layers: GpuLayers = "auto",
+    gpu_share: float = 1.0,
+    device: str = "auto",
+    cpus: Collection[int] | None = None,
 ) -> Session:
     """Open a .gguf file (llama.cpp) or a Hugging Face folder (torch) in a child process.
 
     Args: `threads` for prompt and generation alike, by default the physical cores; `context` in
     tokens; `kv_type` "f32" turns flash attention off and is for exact comparison; `batch` the most
     tokens computed at once; `timeout_s` how long one answer may take before the runtime counts as
-    hung, by default `process.patience_s` of the artifact's size.
+    hung, by default `process.patience_s` of the artifact's size; `gpu_layers` for llama.cpp, where
+    "auto" takes what `gpu_share` of the GPU's free memory holds (`offload`), and what cannot be
+    done there is done on the processor, with the reason in the session's info; `device` for torch:
+    auto, cpu or cuda; `cpus` the processors that the child is pinned to.
     Raises: UsageError when nothing opens the path; MissingDependencyError; RuntimeDiedError.
     """
     path = Path(path)
@@ -185,19 +209,61 @@ def open_artifact(
         )
     what = f"{runtime.name} on {path.name}"
     patience = patience_s(_weight_bytes(path)) if timeout_s is None else timeout_s
-    child = ChildProcess(what, timeout_s=patience)
+    arguments: dict[str, Any] = {
+        "path": str(path),
+        "threads": threads or default_threads(),
+        "context": context,
+        "kv_type": kv_type,
+        "batch": min(batch, context),
+        **({"device": device} if runtime.device else {}),
+    }
+
+    def start() -> ChildProcess:
+        return ChildProcess(what, timeout_s=patience, cpus=cpus)
+
+    if runtime.offloads:
+        return _open_offloaded(start, runtime.engine, arguments, gpu_layers, gpu_share)
+    return _make(start(), runtime.engine, arguments)
+
+
+def _make(child: ChildProcess, engine: str, arguments: Mapping[str, Any]) -> ChildSession:
+    """The session of a fresh child, which is closed when its engine cannot be built."""
     try:
-        arguments = {
-            "path": str(path),
-            "threads": threads or default_threads(),
-            "context": context,
-            "kv_type": kv_type,
-            "batch": min(batch, context),
-        }
-        return ChildSession(child, child.ask("make", runtime.engine, arguments))
+        return ChildSession(child, child.ask("make", engine, dict(arguments)))
     except BaseException:
         child.close()
         raise
+
+
+def _open_offloaded(
+    start: Callable[[], ChildProcess],
+    engine: str,
+    arguments: Mapping[str, Any],
+    asked: GpuLayers,
+    share: float,
+) -> ChildSession:
+    """Try what the plan says, then less, then the processor; each try has a child of its own."""
+    child = start()
+    try:
+        gpu = child.ask("run", GPU_QUESTION, {}) if asked != 0 else "--gpu-layers 0"
+        if isinstance(gpu, str):
+            plan = Offload(0, 0, gpu, (0,))
+        else:
+            sizes = {name: arguments[name] for name in ("context", "kv_type", "batch")}
+            plan = plan_offload(
+                read_needs(Path(arguments["path"]), **sizes), gpu, asked, share=share
+            )
+    except BaseException:
+        child.close()
+        raise
+    reason = plan.reason
+    for count in plan.ladder[:-1]:
+        try:
+            return _make(child, engine, {**arguments, "gpu_layers": count, "reason": reason})
+        except RuntimeDiedError as error:
+            reason = f"{reason}; {count} layers did not load ({error.cause})"
+            child = start()
+    return _make(child, engine, {**arguments, "gpu_layers": 0, "reason": reason})
 
 
 def llama_cpp_available() -> tuple[bool, str]:

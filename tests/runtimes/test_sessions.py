@@ -179,7 +179,7 @@ def test_every_answer_is_awaited_for_minutes_and_longer_for_large_files(tmp_path
     awaited = []
 
     class Watched(ChildProcess):
-        def __init__(self, what, *, timeout_s=ANSWER_S, environment=None):
+        def __init__(self, what, *, timeout_s=ANSWER_S, environment=None, cpus=None):
             awaited.append(timeout_s)
             raise ChildDiedError("stop here", log_lines=[])
 
