@@ -1,8 +1,8 @@
 """A GGUF file's configuration in transformers' terms; refused here is what cannot be read.
 
 transformers reads the keys (`gguf_file=`). What it drops in silence is kept or refused here: rope
-scaling, and what llama.cpp fixes in code. The weights are read in weights.py, the tokenizer in
-tokenizer.py.
+scaling, the width of a head, which blocks are local, the attention scale. The weights are read in
+weights.py, the tokenizer in tokenizer.py.
 
 >>> from clp_edge.gguf_file.header import read_header
 >>> gguf_config(read_header(path)).num_hidden_layers                        # doctest: +SKIP
@@ -22,6 +22,7 @@ from clp_edge.gguf_file.contents import Contents
 from clp_edge.gguf_file.family_table import FAMILIES
 from clp_edge.gguf_file.header import GgufHeader, write_sparse
 from clp_edge.gguf_file.rope import scaling_of
+from clp_edge.gguf_file.tensors import family_of
 
 
 def check_architecture(header: GgufHeader) -> None:
@@ -62,19 +63,56 @@ def gguf_config(header: GgufHeader) -> Any:
         config = AutoConfig.from_pretrained(folder, gguf_file=trimmed.name)
     if header.own("vocab_size") is None:
         config.vocab_size = len(header.value("tokenizer.ggml.tokens", ()))
-    scaling = scaling_of(Contents(header.path))
-    if scaling is not None:
-        theta = float(header.own("rope.freq_base", 10_000.0))
-        if hasattr(config, "rope_parameters"):  # transformers 5
-            config.rope_parameters = {**scaling, "rope_theta": theta}
-        else:
-            config.rope_scaling = scaling
+    _keep_attention(header, config)
+    _keep_rope(header, config)
     for key, gguf_key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         setattr(config, f"{key}_token_id", header.value(f"tokenizer.ggml.{gguf_key}_token_id"))
     for leftover in ("quantization_config", "_model_name_or_path"):
         if hasattr(config, leftover):
             delattr(config, leftover)
     return config
+
+
+def _keep_attention(header: GgufHeader, config: Any) -> None:
+    """What transformers leaves at its defaults: the width of a head, local blocks, soft caps.
+
+    The attention scale is the one that llama.cpp takes: our files hold what it lacks in q.
+    """
+    if (width := header.own("attention.key_length")) is not None and hasattr(config, "head_dim"):
+        config.head_dim = int(width)
+    family = family_of(config)
+    pattern = header.own("attention.sliding_window_pattern")
+    if family.windows and isinstance(pattern, list):
+        kinds = ("full_attention", "sliding_attention")
+        config.layer_types = [kinds[int(local)] for local in pattern]
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := header.own(name)) is not None and hasattr(config, name):
+            setattr(config, name, float(cap))
+    for change in family.changes:
+        if change.scale is not None:
+            taken = config.query_pre_attn_scalar * change.scale(config) ** 2
+            config.query_pre_attn_scalar = round(taken)
+
+
+def _keep_rope(header: GgufHeader, config: Any) -> None:
+    """The scaling, which transformers drops, and the base of blocks with a window."""
+    scaling = scaling_of(Contents(header.path))
+    local = header.own("rope.freq_base_swa")
+    both = getattr(config, "rope_parameters", None)
+    if both is None:  # transformers 4
+        if scaling is not None:
+            config.rope_scaling = scaling
+        if local is not None and hasattr(config, "rope_local_base_freq"):
+            config.rope_local_base_freq = float(local)
+        return
+    per_kind = isinstance(both.get("full_attention"), dict)
+    if scaling is not None:
+        whole = {**scaling, "rope_theta": float(header.own("rope.freq_base", 10_000.0))}
+        both = {**both, "full_attention": whole} if per_kind else whole
+    if local is not None and per_kind:
+        sliding = {**both["sliding_attention"], "rope_theta": float(local)}
+        both = {**both, "sliding_attention": sliding}
+    config.rope_parameters = both
 
 
 def bits_per_weight(header: GgufHeader) -> float:
