@@ -30,6 +30,56 @@ class SummaryRecord:
 
 
 @dataclass(frozen=True)
+class EnergyRecord:
+    """Energy for each generated token: the decode part of the rounds alone, without the prompt.
+
+    It is what everyone on `covers` drew in that time. Net is gross less the idle power, which was
+    measured before the first artifact was opened.
+    """
+
+    reason: str | None
+    """why it was not measured; None where it was"""
+    source: str = ""
+    covers: str = ""
+    note: str = ""
+    j_per_token: tuple[float, ...] = ()
+    """gross, one value a round"""
+    gross: SummaryRecord | None = None
+    net: SummaryRecord | None = None
+    watts: float | None = None
+    """mean power while decoding"""
+    idle_watts: float | None = None
+    period_s: float | None = None
+    """between two readings"""
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """What the runtime's process took, MiB; None where it cannot be read."""
+
+    private_mib: float | None = None
+    """no file's memory: buffers, the KV cache, copied weights"""
+    mapped_weights_mib: float | None = None
+    """resident pages of the artifact's own files: page cache, which the system may take back"""
+    gpu_mib: float | None = None
+    unified_mib: float | None = None
+    """a Jetson's one memory: by how much MemAvailable fell (page cache does not count in it)"""
+    gpu_source: str = ""
+    """how gpu_mib was found, or why it was not"""
+
+
+@dataclass(frozen=True)
+class HeatRecord:
+    """Temperatures by zone (degrees C) before and after, and what slowed the device down."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    throttled: tuple[str, ...] = ()
+    cpu_mhz: SummaryRecord | None = None
+    """the fastest processor's clock during the rounds"""
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """The timings of one artifact in one test: one value a round, in the same order everywhere."""
 
@@ -50,9 +100,12 @@ class RunRecord:
     peak_rss_mib: float | None
     peak_gpu_mib: float | None
     j_per_token: float | None
+    """gross; the median over the rounds of what `energy` tells"""
     bytes_per_token: int | None
     ideal_decode_tps: float | None
     mbu: float | None
+    energy: EnergyRecord | None = None
+    memory: MemoryRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -135,3 +188,4 @@ class BenchRecord:
     runs: tuple[RunRecord, ...]
     speedup: tuple[SpeedupRecord, ...]
     warnings: tuple[str, ...] = ()
+    heat: HeatRecord | None = None
