@@ -1,4 +1,5 @@
-"""What every export is verified on: prose, code, digits, quotes; and a prompt to continue."""
+"""What every export is verified on: prose, code, digits, quotes; a prompt to continue; and texts
+whose token ids are easily wrong."""
 
 from __future__ import annotations
 
@@ -23,3 +24,21 @@ Why the band insisted on playing outdoors is not recorded. The mayor's diary say
 were loud, that they were cheerful, and that three of the trumpets froze.
 """
 PROMPT = "The most important thing about the weather in winter is"
+
+# One line per trap: digits and separators, accents, signs that are digits to some, other scripts,
+# joined emoji, spaces at both ends, newlines and tabs, code, apostrophes, chat markers.
+HARD_TEXTS = (
+    "In 1984, 3.14159 and 1,000,000 were 100% of 2^64 = 18446744073709551616.",
+    "naïve café, façade, Ångström, Straße, İstanbul, ПРИВЕТ мир, γειά σου",
+    "½ cup, x² + y³, №5, Ⅷ, ①②③, ٣٤٥, ५६",
+    "你好，世界。日本語のテキスト、한국어 텍스트 ไทย עברית العربية",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 — “quoted” … «так»",
+    "   three spaces before and after   ",
+    " ",
+    "line\nline\n\n\nline\r\n\ttab\t\ttabs \n  indented \n",
+    "def f(x):\n    return {'a': [x**2 for x in range(10)]}  # ok?!\n\n\nif x == 1:",
+    "I'm, you'RE, we'll, it's, they'd, DON'T, o'clock ''s 's",
+    "https://example.org/a_b?c=d&e=f#g CamelCaseWord snake_case_word ALLCAPS v1.2.3-rc4",
+    "a\u00a0b\u2003c\u200bd\u3000e",
+    "<|im_start|>user\nhi<|im_end|>\n<|begin_of_text|><|eot_id|><s></s>[INST]<|endoftext|>",
+)

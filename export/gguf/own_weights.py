@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from clp_edge.export.gguf import families
-from clp_edge.export.gguf.reference import Comparison, compare_logits
+from clp_edge.export.torch_reference import Comparison, compare_logits
 from clp_edge.gguf_file.contents import Contents
 from clp_edge.models.quiet import quiet
 

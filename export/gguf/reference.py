@@ -9,29 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from clp_edge.errors import ClpEdgeError
-from clp_edge.export.reference_text import PROMPT, TEXT
+from clp_edge.export.reference_text import PROMPT
+from clp_edge.export.torch_reference import (
+    Comparison,
+    compare_logits,
+    exact_model,
+    greedy,
+    logits_of,
+    text_ids,
+)
 from clp_edge.gguf_file.family_table import context_length, sliding_blocks
 from clp_edge.gguf_file.rope import read_rope
-from clp_edge.metrics import token_kl, top1_agreement
 from clp_edge.models.ends import end_ids
-from clp_edge.models.quiet import quiet
 
 _PAST_WINDOW = 128
 _LONGEST = 1280
 """Tokens: at a vocabulary of 262,144 their logits take 1.3 GB."""
 _ROOM_TO_GENERATE = 64
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How some logits stand to the reference's."""
-
-    kl: float
-    """Mean KL(reference || other), nats."""
-    top1: float
-    largest: float
-    """The largest difference of a logit, as a share of the reference logits' deviation."""
 
 
 @dataclass(frozen=True)
@@ -77,47 +71,26 @@ def reference_ids(config: Any, hf: Any) -> tuple[int, ...]:
     longest = context_length(config)
     if rope.kind == "longrope":
         longest = min(longest, rope.original_length - _ROOM_TO_GENERATE)
-    wanted = min(wanted, longest)
-    ids = hf.encode(TEXT)
-    more = hf.encode(TEXT, add_special_tokens=False)
-    while len(ids) < wanted:
-        ids = ids + more
-    return tuple(ids[:wanted])
+    return text_ids(hf, min(wanted, longest))
 
 
 @torch.no_grad()
 def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) -> Reference:
     """Load the folder in float32, and ask. Needs 4 bytes of memory per parameter."""
-    from transformers import AutoModelForCausalLM
-
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-        ).eval()
+    model = exact_model(folder)
     ids = reference_ids(config, hf)
-    logits = model(torch.tensor([ids]), use_cache=False).logits[0].float()
-    if not bool(torch.isfinite(logits).all()):
-        raise ClpEdgeError("the model's own logits hold NaN or Inf", "the model is damaged")
-
+    logits = logits_of(model, ids)
     prompt = tuple(hf.encode(PROMPT))[: max(1, context_length(config) - new_tokens)]
     ends = end_ids(hf, config, model.generation_config)
-    out = model(torch.tensor([prompt]), use_cache=True)
-    chosen_from, continuation = [], []
-    for _ in range(new_tokens):
-        chosen_from.append(out.logits[0, -1].float())
-        token = int(chosen_from[-1].argmax())
-        if token in ends:
-            break
-        continuation.append(token)
-        out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+    continuation, chosen_from = greedy(model, prompt, ends, new_tokens)
     frequencies, gain = _rotations(model)
     rounded = _rounded(model)(torch.tensor([ids]), use_cache=False).logits[0].float()
     return Reference(
         ids,
         logits,
         prompt,
-        tuple(continuation),
-        torch.stack(chosen_from),
+        continuation,
+        chosen_from,
         frequencies,
         gain,
         compare_logits(logits, rounded),
@@ -149,15 +122,6 @@ def _rotations(model: Any) -> tuple[dict[str, np.ndarray], float]:
     if hasattr(decoder, "rotary_emb_local"):  # Gemma 3 of transformers 4
         found["local"] = decoder.rotary_emb_local.inv_freq.double().numpy()
     return found, gain
-
-
-def compare_logits(reference: torch.Tensor, other: torch.Tensor) -> Comparison:
-    """How `other` stands to `reference`; both (tokens, vocabulary)."""
-    return Comparison(
-        kl=float(token_kl(reference, other).mean()),
-        top1=float(top1_agreement(reference, other).mean()),
-        largest=float((reference - other).abs().max() / reference.std()),
-    )
 
 
 def _rounded(model: Any) -> Any:

@@ -20,7 +20,9 @@ from clp_edge.errors import ClpEdgeError, RuntimeDiedError, VerificationError
 from clp_edge.export.base import Target
 from clp_edge.export.gguf import families, tokenizer
 from clp_edge.export.gguf.own_weights import own_weights, tensor_errors
-from clp_edge.export.gguf.reference import Comparison, Reference
+from clp_edge.export.gguf.reference import Reference
+from clp_edge.export.reference_text import HARD_TEXTS
+from clp_edge.export.torch_reference import Comparison
 from clp_edge.gguf_file.contents import Contents
 from clp_edge.gguf_file.family_table import sliding_blocks
 from clp_edge.gguf_file.rope import read_rope
@@ -35,24 +37,6 @@ NEAR_TIE = 1e-2
 OWN_KL = 0.05
 WIDEST_OWN_KL = 0.6
 ROPE_TOLERANCE = 1e-4
-
-# One line per trap: digits and separators, accents, signs that are digits to some, other scripts,
-# joined emoji, spaces at both ends, newlines and tabs, code, apostrophes, chat markers.
-HARD_TEXTS = (
-    "In 1984, 3.14159 and 1,000,000 were 100% of 2^64 = 18446744073709551616.",
-    "naïve café, façade, Ångström, Straße, İstanbul, ПРИВЕТ мир, γειά σου",
-    "½ cup, x² + y³, №5, Ⅷ, ①②③, ٣٤٥, ५६",
-    "你好，世界。日本語のテキスト、한국어 텍스트 ไทย עברית العربية",
-    "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 — “quoted” … «так»",
-    "   three spaces before and after   ",
-    " ",
-    "line\nline\n\n\nline\r\n\ttab\t\ttabs \n  indented \n",
-    "def f(x):\n    return {'a': [x**2 for x in range(10)]}  # ok?!\n\n\nif x == 1:",
-    "I'm, you'RE, we'll, it's, they'd, DON'T, o'clock ''s 's",
-    "https://example.org/a_b?c=d&e=f#g CamelCaseWord snake_case_word ALLCAPS v1.2.3-rc4",
-    "a\u00a0b\u2003c\u200bd\u3000e",
-    "<|im_start|>user\nhi<|im_end|>\n<|begin_of_text|><|eot_id|><s></s>[INST]<|endoftext|>",
-)
 
 
 @dataclass(frozen=True)

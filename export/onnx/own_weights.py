@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from clp_edge.errors import VerificationError
-from clp_edge.export.gguf.reference import Comparison, compare_logits
 from clp_edge.export.onnx.contents import Graph, Matrix
-from clp_edge.models.quiet import quiet
+from clp_edge.export.torch_reference import Comparison, compare_logits, exact_model
 
 _NODE = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)/MatMul$")
 _INPUT_BLOCK = 32
@@ -100,12 +99,7 @@ def own_weights(
 
     MatMulNBits at accuracy level 4 rounds each 32 inputs of a product to 8 bits with one scale.
     """
-    from transformers import AutoModelForCausalLM
-
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-        ).eval()
+    model = exact_model(folder)
     for matrix in graph.matrices():
         values = torch.from_numpy(matrix.values)
         row = 0

@@ -18,8 +18,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from clp_edge.export.gguf.verify import HARD_TEXTS
-from clp_edge.export.reference_text import TEXT
+from clp_edge.export.reference_text import HARD_TEXTS, TEXT
 from tests.tiny import tiny_model
 
 SPLIT = (

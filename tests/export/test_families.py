@@ -18,8 +18,9 @@ from clp_edge.export.gguf import families, writer
 from clp_edge.export.gguf import tokenizer as tokenizers
 from clp_edge.export.gguf import verify as verify_module
 from clp_edge.export.gguf.cuts import after_cut
-from clp_edge.export.gguf.reference import Comparison, Reference, make_reference
+from clp_edge.export.gguf.reference import Reference, make_reference
 from clp_edge.export.gguf.verify import F16_KL, F16_LARGEST, F16_TOP1, compare, verify
+from clp_edge.export.torch_reference import Comparison
 from clp_edge.gguf_file import tensors as file_tensors
 from clp_edge.gguf_file.family_table import FAMILIES, sliding_blocks
 from clp_edge.gguf_file.rope import attention_gain, read_rope, rope_dimensions

@@ -21,8 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from clp_edge.errors import UnsupportedModelError
 from clp_edge.export.gguf import tokenizer as tokenizers
-from clp_edge.export.gguf.verify import HARD_TEXTS
-from clp_edge.export.reference_text import TEXT
+from clp_edge.export.reference_text import HARD_TEXTS, TEXT
 from clp_edge.gguf_file.header import read_header
 from clp_edge.gguf_file.tokenizer import gguf_tokenizer
 from tests.export.vocabulary import llama_cpp_ids, write_vocabulary

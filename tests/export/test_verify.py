@@ -17,8 +17,9 @@ from clp_edge.export.gguf import tokenizer as tokenizers
 from clp_edge.export.gguf import verify as verify_module
 from clp_edge.export.gguf.cuts import with_blocks
 from clp_edge.export.gguf.quantize import quantize
-from clp_edge.export.gguf.reference import Comparison, make_reference
+from clp_edge.export.gguf.reference import make_reference
 from clp_edge.export.gguf.verify import WIDEST, f16_limits, verify
+from clp_edge.export.torch_reference import Comparison
 from tests.export.models import tiny_folder, tiny_tokenizer
 from tests.export.test_writer import LLAMA3
 

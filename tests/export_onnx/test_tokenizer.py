@@ -8,8 +8,8 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from clp_edge.export.gguf.verify import HARD_TEXTS
 from clp_edge.export.onnx.tokenizer import make_portable, portable_steps
+from clp_edge.export.reference_text import HARD_TEXTS
 from tests.export.models import KINDS, tiny_tokenizer
 
 if importlib.util.find_spec("onnxruntime_genai") is None:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 from clp_edge.errors import ClpEdgeError
 from clp_edge.export.gguf import tokenizer as ours
-from clp_edge.export.gguf.verify import HARD_TEXTS
+from clp_edge.export.reference_text import HARD_TEXTS
 from clp_edge.gguf_file.header import read_header
 from clp_edge.gguf_file.tokenizer import gguf_tokenizer
 from clp_edge.models.source import folder_tokenizer
