@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clp_edge.ort_packages import (
     CUDA,
@@ -34,6 +34,9 @@ from clp_edge.ort_packages import (
     install_line,
     version_of,
 )
+
+if TYPE_CHECKING:
+    from clp_edge.bench.probes.power import PowerSources
 
 Status = Literal["ok", "missing", "broken"]
 CHILD_TIMEOUT_S = 60.0
@@ -293,15 +296,22 @@ def _python() -> Row:
 def _machine(root: Path) -> tuple[list[Row], Board]:
     """Rows for processor and memory, and what the cures need to know."""
     try:
-        from clp_edge.bench.probes import probe
+        from clp_edge.bench.probes import Probes, probe
+        from clp_edge.bench.probes.thermal import look, slowing_now
     except ImportError as error:  # numpy is missing, which has its own row
         return [Row("processor", "ok", f"{platform.machine()} (not read: {error})")], Board()
-    card = probe(root)
+    probes = Probes(root)
+    card = probe(root, nvml=probes.nvml)
     parts = [f"{card.cpu_model}, {card.cores} cores, {card.threads} threads"]
     if card.jetson_model:
         parts.insert(0, card.jetson_model)
+    if card.l4t:
+        named = f"JetPack {card.jetpack} (Jetson Linux {card.l4t})"
+        parts.append(named if card.jetpack else f"Jetson Linux {card.l4t}")
     if card.power_mode:
         parts.append(f"power mode {card.power_mode}")
+    if card.jetson_clocks is not None:
+        parts.append(f"jetson_clocks {'on' if card.jetson_clocks else 'off'}")
     rows = [Row("processor", "ok", ", ".join(parts))]
     if card.memory_mib is not None:
         detail = f"{card.memory_mib:,} MiB"
@@ -310,7 +320,29 @@ def _machine(root: Path) -> tuple[list[Row], Board]:
         else:
             cure = "use small models and --preset quick"
             rows.append(Row("memory", "missing", f"{detail}, which is little", cure))
+    rows += [
+        _power(probes.power, card.gpus),
+        _heat(look(root, probes.nvml).hottest, slowing_now(root, probes.nvml)),
+    ]
     return rows, Board(card.jetson_model, card.gpus, card.memory_mib)
+
+
+def _power(power: PowerSources, gpus: tuple[str, ...]) -> Row:
+    """What bench can measure energy with, for runs on the processor and on the GPU."""
+    complete, said = power.describe(gpus=bool(gpus))
+    cure = "pip install nvidia-ml-py" if "nvidia-ml-py" in said else ""
+    return Row("power", "ok" if complete else "missing", said, cure)
+
+
+def _heat(hottest: tuple[str, float] | None, slowed: list[str]) -> Row:
+    """The hottest sensor, and what lowers a clock at this moment."""
+    if hottest is None:
+        return Row("temperature", "missing", "no sensor can be read")
+    detail = f"{hottest[0]} {hottest[1]:.0f} degrees C is the hottest"
+    if slowed:
+        cure = "let the device cool down, or give it more power, before you measure"
+        return Row("temperature", "ok", f"{detail}; slowed down by {', '.join(slowed)}", cure)
+    return Row("temperature", "ok", f"{detail}; nothing slows it down now")
 
 
 def _disk(folder: Path) -> Row:

@@ -17,6 +17,7 @@ from clp_edge.doctor import (
     run_probe,
 )
 from tests.bench.test_probes import ORIN_PROCESSOR, plant
+from tests.bench.trees import orin_nano
 
 GOOD = {
     "torch": "2.13.0+cpu",
@@ -273,6 +274,30 @@ def test_a_gpu_that_only_torch_sees_counts(tmp_path):
     found = look(tmp_path, answers={"torch": gpu})
     assert found.row("onnxruntime").cure == "pip install onnxruntime-gpu"
     assert "-DGGML_CUDA=on" in found.row("llama-cpp-python").cure
+
+
+def test_a_jetson_shows_its_jetpack_power_rail_and_temperature(tmp_path):
+    found = look(orin_nano(tmp_path))
+    detail = found.row("processor").detail
+    assert "JetPack 6 (Jetson Linux 36.4.3)" in detail
+    assert "jetson_clocks off" in detail
+    assert found.row("power") == Row("power", "ok", "processor: INA3221 VDD_IN (the whole module)")
+    assert found.row("temperature").detail == (
+        "cpu-thermal 52 degrees C is the hottest; nothing slows it down now"
+    )
+    plant(tmp_path, {"sys/class/thermal/cooling_device1/cur_state": "1\n"})
+    row = look(tmp_path).row("temperature")
+    assert "slowed down by cpu-throttle-alert" in row.detail
+    assert "cool down" in row.cure
+
+
+def test_a_machine_without_sensors_says_what_is_not_measured(tmp_path):
+    found = look(tmp_path)
+    assert found.row("power") == Row(
+        "power", "missing", "processor: not measured, no RAPL energy counter in sysfs"
+    )
+    assert found.row("temperature").status == "missing"
+    assert found.ready
 
 
 def test_little_memory_is_said(tmp_path):

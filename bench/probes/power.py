@@ -51,6 +51,19 @@ class PowerSources:
             return self.processor, ""  # a rail of the whole module counts every backend
         return (), f"no source is known for the backend {backend}"
 
+    def describe(self, *, gpus: bool) -> tuple[bool, str]:
+        """Whether every kind of run has a source, and which or why not; `gpus`: there are some."""
+        sides = [("processor", self.processor, self.processor_reason)]
+        if gpus and self.gpu != self.processor:
+            sides.append(("GPU", self.gpu, self.gpu_reason))
+        said = [
+            f"{side}: {' + '.join(source.name for source in sources)} ({covers(sources)})"
+            if sources
+            else f"{side}: not measured, {reason}"
+            for side, sources, reason in sides
+        ]
+        return all(sources for _, sources, _ in sides), "; ".join(said)
+
 
 def on_nvidia(backend: str) -> bool:
     """Whether a runtime's backend is an NVIDIA GPU, as far as its name tells."""

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from clp_edge.bench.probes import Probes
+from clp_edge.bench.probes.builds import ASKED, builds_of
 from clp_edge.bench.probes.memory import mapped_mib, private_mib
 from clp_edge.bench.probes.nvml import open_nvml
 from clp_edge.bench.probes.thermal import Watch, look, throttled
@@ -262,6 +263,17 @@ def test_a_laptops_throttle_counts_and_a_falling_clock(tmp_path):
         "the processor's package throttled (4 times)",
         "the processor's clock fell from 3000 to 2400 MHz",
     ]
+
+
+def test_the_builds_of_the_runtimes_are_named_or_the_reason():
+    found = builds_of(["onnxruntime", "torch", "onnxruntime"])
+    assert list(found) == ["onnxruntime"]
+    assert "providers: " in found["onnxruntime"] or "not known" in found["onnxruntime"]
+
+
+def test_a_broken_library_costs_its_line_alone(monkeypatch):
+    monkeypatch.setitem(ASKED, "llama.cpp", "os:abort")
+    assert "not known" in builds_of(["llama.cpp"])["llama.cpp"]
 
 
 def test_the_thread_follows_a_real_run(tmp_path):
