@@ -112,11 +112,23 @@ def evaluate(
     eval_text: str,
     dense: str | None = None,
     eval_tokens: str | None = None,
+    tasks: Sequence[str] = (),
+    task_items: int | None = None,
     progress: Progress = silent,
     **flags: Any,
 ) -> EvalDocument:
-    """Perplexity, KL and agreement of models and files beside the dense model."""
-    evaluation = EvaluationConfig.with_tokens(eval_text, eval_tokens, EvaluationConfig().sequences)
+    """Perplexity, KL and agreement of models and files beside the dense model, and questions.
+
+    flags: sanity, gate (a `clp_edge.evaluate.QualityGate`; the document says what is missed),
+    threads, device, dtype.
+    """
+    evaluation = EvaluationConfig.with_tokens(
+        eval_text,
+        eval_tokens,
+        EvaluationConfig().sequences,
+        tasks=tuple(tasks),
+        task_items=task_items,
+    )
     return _evaluate.measure(
         [Path(path) for path in paths], evaluation, dense=dense, progress=progress, **flags
     )

@@ -36,9 +36,13 @@ class Preset:
     given_sequences: int
     """calibration sequences where the user gives text, which costs less to come by"""
     search_tokens: int
+    refit_tokens: int
+    """calibration tokens that a window is refitted on, where it is chosen by what is left then"""
     tuning_steps: int
+    """of the tuning on KL, at most (and an epoch and a half); the local rung: three times as many
+    """
     tuning_rate: float
-    """peak learning rate: little text bears less (docs/LOG.md)"""
+    """peak learning rate as a share of each tensor's RMS: little text bears less (docs/LOG.md)"""
     evaluation_sequences: int
     bench_rounds: int
     bench_budget_s: float
@@ -48,9 +52,9 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "quick": Preset(28, 40, 512, 20, 3e-4, 8, 6, 90.0, prompts=1),
-    "balanced": Preset(112, 224, 1_536, 100, 1e-3, 32, 8, 180.0),
-    "best": Preset(480, 960, 8_192, 480, 1e-3, 64, 15, 600.0),
+    "quick": Preset(28, 40, 512, 2_048, 20, 3e-4, 8, 6, 90.0, prompts=1),
+    "balanced": Preset(112, 224, 1_536, 8_192, 100, 1e-3, 32, 8, 180.0),
+    "best": Preset(480, 960, 8_192, 32_768, 480, 1e-3, 64, 15, 600.0),
 }
 
 
@@ -81,11 +85,28 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def share_of(value: float | str | None) -> float | Literal["auto"] | None:
+    """Read --prune: a share of the blocks, or auto. Raises UsageError for anything else.
+
+    >>> share_of("0.2"), share_of("auto")
+    (0.2, 'auto')
+    """
+    if value is None or value == "auto":
+        return value  # type: ignore[return-value]
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(
+            f"--prune {value!r} is no share", "give one between 0 and 1, such as 0.2, or auto"
+        ) from None
+
+
 @dataclass(frozen=True)
 class CutConfig:
     """How much goes: a share, a number of blocks, or the very blocks."""
 
-    prune: float | None = None
+    prune: float | Literal["auto"] | None = None
+    """a share; "auto": the most that a quality gate lets pass (`pipeline/tries.py`)"""
     drop_blocks: int | None = None
     blocks: str | None = None
     found_by: str | None = None
@@ -109,7 +130,11 @@ class CutConfig:
         ]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other", "give one of them")
-        if self.prune is not None and not 0.0 < self.prune < 1.0:
+        if isinstance(self.prune, str) and self.prune != "auto":
+            raise UsageError(
+                f"--prune {self.prune!r} is no share", "give one between 0 and 1, or auto"
+            )
+        if isinstance(self.prune, float) and not 0.0 < self.prune < 1.0:
             raise UsageError(
                 f"--prune {self.prune:g} is not between 0 and 1",
                 "give the share of blocks to drop, such as 0.2",
@@ -126,6 +151,11 @@ class CutConfig:
             raise UsageError(
                 f"--min-speedup {self.min_speedup:g} is no speed-up", "give more than 1, as in 1.25"
             )
+
+    @property
+    def auto(self) -> bool:
+        """Whether the cut is settled by what passes a quality gate."""
+        return self.prune == "auto"
 
     @property
     def byte_limit(self) -> int | None:
@@ -149,6 +179,11 @@ class CutConfig:
         elif self.drop_blocks is not None:
             count = self.drop_blocks
         else:
+            if isinstance(self.prune, str):
+                raise UsageError(
+                    "--prune auto is settled by quality, and none is measured here",
+                    "give a share, such as --prune 0.2",
+                )
             share = DEFAULT_PRUNE if self.prune is None else self.prune
             count = max(1, round(share * total))
         check_count(count, total)
@@ -171,9 +206,15 @@ class SearchConfig:
     method: str = "auto"
     """auto, or a name of METHODS; an alias becomes its name, so that it has the same key"""
     tokens: int = PRESETS["balanced"].search_tokens
+    criterion: str = "healed"
+    """healed: the KL that is left after the refit of each window; raw: of the cut itself"""
+    refit_tokens: int = PRESETS["balanced"].refit_tokens
+    compare_seeds: tuple[int, ...] = ()
+    """`search --compare` runs every method with each of these"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", METHODS.choose(self.method))
+        choose("--criterion", self.criterion, ("healed", "raw"))
 
 
 @dataclass(frozen=True)
@@ -184,9 +225,23 @@ class HealConfig:
     """none, or the last one of RUNGS to climb"""
     steps: int = PRESETS["balanced"].tuning_steps
     rate: float = PRESETS["balanced"].tuning_rate
+    tune_blocks: str = "near"
+    """near, endpoints, or ids of blocks that stay (heal/blocks.py)"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rungs", RUNGS.choose(self.rungs))
+        words = self.tune_blocks.strip().lower()
+        object.__setattr__(self, "tune_blocks", words)
+        if not self.named_blocks:
+            choose("--tune-blocks", words, ("near", "endpoints"))
+        else:
+            for part in words.split(","):
+                Segment.parse(part)
+
+    @property
+    def named_blocks(self) -> bool:
+        """Whether the blocks to tune are given by their ids."""
+        return re.fullmatch(r"[\d\s,-]+", self.tune_blocks) is not None
 
 
 @dataclass(frozen=True)
@@ -312,6 +367,18 @@ class CompressConfig:
             raise UsageError(f"--threads {self.threads} is no number of threads", "give 1 or more")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative", "give 0 or more")
+        if self.cut.auto and self.gate == GateConfig():
+            raise UsageError(
+                "--prune auto takes the largest cut that passes, and no quality was asked for",
+                "give --max-ppl-ratio, --max-kl or --min-retention as well, such as "
+                "--max-ppl-ratio 1.2",
+            )
+        if self.heal.named_blocks and self.cut.blocks is None:
+            raise UsageError(
+                f"--tune-blocks {self.heal.tune_blocks} names blocks beside a cut that is still to "
+                "be found",
+                "name the cut as well with --blocks, or give near or endpoints",
+            )
         choose("--device", self.device, ("auto", "cpu", "cuda"))
         choose("--dtype", self.dtype, ("auto", "float32", "float16", "bfloat16"))
 
@@ -322,13 +389,15 @@ class CompressConfig:
         *,
         targets: tuple[str, ...] = ("gguf-q4",),
         preset: str = "balanced",
-        prune: float | None = None,
+        prune: float | str | None = None,
         drop_blocks: int | None = None,
         blocks: str | None = None,
         max_bytes: str | None = None,
         min_speedup: float | None = None,
         search: str = "auto",
+        criterion: str = "healed",
         heal: str = "endpoints",
+        tune_blocks: str = "near",
         calibration: str | None = None,
         eval_text: str | None = None,
         eval_tokens: str | None = None,
@@ -346,12 +415,14 @@ class CompressConfig:
         return cls(
             model=model,
             targets=targets,
-            cut=CutConfig(prune, drop_blocks, blocks, max_bytes=max_bytes, min_speedup=min_speedup),
+            cut=CutConfig(
+                share_of(prune), drop_blocks, blocks, max_bytes=max_bytes, min_speedup=min_speedup
+            ),
             calibration=CalibrationConfig(
                 calibration, work.given_sequences if calibration else work.own_sequences
             ),
-            search=SearchConfig(search, work.search_tokens),
-            heal=HealConfig(heal, work.tuning_steps, work.tuning_rate),
+            search=SearchConfig(search, work.search_tokens, criterion, work.refit_tokens),
+            heal=HealConfig(heal, work.tuning_steps, work.tuning_rate, tune_blocks),
             evaluation=EvaluationConfig.with_tokens(
                 eval_text,
                 eval_tokens,

@@ -119,7 +119,12 @@ SECTIONS = Registry("report section", "report.md")
 for _name, _help in (
     ("warnings", "what to mind"),
     ("summary", "quality, speed, memory and size before and after"),
+    ("gate", "the quality that was asked for, and whether the files reach it"),
+    ("tries", "every cut that --prune auto tried"),
+    ("tasks", "the answers of every side to the questions"),
+    ("sanity", "fixed prompts with a plain rule, answered by every side"),
     ("search", "which blocks went, with the receipts"),
+    ("cards", "block by block: what it weighs, what its loss costs, what became of it"),
     ("heal", "how the cut was mended"),
     ("tradeoff", "quality of every file against its size and its speed"),
     ("files", "what was written for the device"),
@@ -133,6 +138,11 @@ for _name, _help in (
 
 METHODS = Registry("search method", "--search", {"auto": "the one predicted to cost least"})
 METHODS.add("exact", "clp_edge.search.exact:EXACT", "the KL of every window", aliases=("oracle",))
+METHODS.add(
+    "halving",
+    "clp_edge.search.halving:HALVING",
+    "the KL of every window, the hopeless ones on the first sequences alone",
+)
 METHODS.add("gate", "clp_edge.search.gate:GATE", "the concave gate, by gradient descent")
 
 # Each rung stands on those before it: the name on the command line means "up to this one".
@@ -143,9 +153,14 @@ RUNGS.add(
     "the block before the cut in closed form, in seconds",
 )
 RUNGS.add(
+    "local",
+    "clp_edge.heal.local:LOCAL",
+    "then the blocks around the cut (--tune-blocks) on the hidden state behind them",
+)
+RUNGS.add(
     "endpoints",
     "clp_edge.heal.endpoints:ENDPOINTS",
-    "then tuning of the two blocks beside the cut",
+    "then tuning of the same blocks on KL",
 )
 
 TASKS = Registry("form of a task file", "--tasks")

@@ -36,8 +36,13 @@ def run(
         ),
     ] = None,
     prune: Annotated[
-        float | None,
-        typer.Option(help="Share of blocks to drop, between 0 and 1. [default: 0.2]"),
+        str | None,
+        typer.Option(
+            help="Share of blocks to drop, between 0 and 1; or auto: the most that a quality gate "
+            "(--max-ppl-ratio, --max-kl, --min-retention) lets pass, predicted and then measured "
+            "on the files, three tries at most. Where none passes, the smallest cut tried stays, "
+            "marked as failed, and the exit code is 4. [default: 0.2]"
+        ),
     ] = None,
     drop_blocks: Annotated[int | None, typer.Option(help="Number of blocks to drop.")] = None,
     blocks: Annotated[
@@ -60,6 +65,7 @@ def run(
         str,
         typer.Option(help=f"How far to climb in mending the cut. {RUNGS.help()}"),
     ] = "endpoints",
+    tune_blocks: options.TuneBlocks = "near",
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -76,28 +82,11 @@ def run(
     eval_tokens: Annotated[
         str | None, typer.Option(help="How many tokens of it: a number, or all.")
     ] = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Questions to ask dense, healed and every file: a .jsonl of multiple choice; "
-            "repeatable."
-        ),
-    ] = None,
-    task_items: Annotated[
-        int | None, typer.Option(help="How many of each file's questions. [default: all]")
-    ] = None,
-    max_ppl_ratio: Annotated[
-        float | None,
-        typer.Option(help="Exit with 4 where a file's perplexity over the dense one's is more."),
-    ] = None,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(help="Exit with 4 where a file's KL to the dense model is more, in nats."),
-    ] = None,
-    min_retention: Annotated[
-        float | None,
-        typer.Option(help="Exit with 4 where a file keeps less of a task beyond chance, as 0.9."),
-    ] = None,
+    tasks: options.Tasks = None,
+    task_items: options.TaskItems = None,
+    max_ppl_ratio: options.MaxPplRatio = None,
+    max_kl: options.MaxKl = None,
+    min_retention: options.MinRetention = None,
     tensor_type: options.TensorType = None,
     careful: options.Careful = False,
     ep: options.Provider = "cpu",
@@ -117,7 +106,10 @@ def run(
     device: Annotated[str, typer.Option(help="Where torch computes: auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
         str,
-        typer.Option(help="What torch computes in: auto (float32), float32, float16, bfloat16."),
+        typer.Option(
+            help="What torch computes in: auto (float32, with bfloat16 products in search and "
+            "healing where the CPU has them), float32, float16, bfloat16."
+        ),
     ] = "auto",
     no_bench: Annotated[
         bool,
@@ -160,6 +152,7 @@ def run(
             min_speedup=min_speedup,
             search=search,
             heal=heal,
+            tune_blocks=tune_blocks,
             calibration=calibration,
             eval_text=eval_text,
             eval_tokens=eval_tokens,
@@ -207,12 +200,14 @@ def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
     mib, mb = 2**20, 1e6
     segment = asked.cut.segment
     what = f"blocks {segment}" if segment else "found by the search"
+    auto = asked.cut.auto
+    goes = f"{plan.count} or more, as quality allows," if auto else str(plan.count)
     text = plan.documents.origin if plan.documents else "written by the model itself"
     measured = asked.evaluation.text or "a held-back part of the calibration text"
     facts = [
         ("model", f"{plan.source.name} ({plan.config.model_type}), {plan.parameters:,} parameters"),
-        ("blocks", f"{plan.blocks}, of which {plan.count} go ({what})"),
-        ("parameters after", f"{plan.kept_parameters:,}"),
+        ("blocks", f"{plan.blocks}, of which {goes} go ({what})"),
+        ("parameters after", "as the cut" if auto else f"{plan.kept_parameters:,}"),
         ("search", f"{asked.search.method}, {asked.search.tokens} tokens"),
         ("calibration", f"{text}: {asked.calibration.sequences} x {plan.sequence_length} tokens"),
         ("heal", f"{asked.heal.rungs}, {asked.heal.steps} steps"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from clp_edge import config as configuration
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
 from clp_edge.progress import Interruptible
+
+if TYPE_CHECKING:
+    from clp_edge.records import EvalDocument, QualityRecord
+    from clp_edge.ui import Ui
 
 
 def run(
@@ -27,6 +31,15 @@ def run(
     eval_tokens: Annotated[
         str | None, typer.Option(help="How many tokens of it: a number, or all.")
     ] = None,
+    tasks: options.Tasks = None,
+    task_items: options.TaskItems = None,
+    sanity: Annotated[
+        bool,
+        typer.Option("--sanity", help="Ask 24 fixed prompts with a plain rule for each answer."),
+    ] = False,
+    max_ppl_ratio: options.MaxPplRatio = None,
+    max_kl: options.MaxKl = None,
+    min_retention: options.MinRetention = None,
     threads: options.Threads = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -36,15 +49,23 @@ def run(
 ) -> None:
     """Perplexity, KL to the dense model and top-1 agreement of the very files that ship.
 
+    With --tasks also right answers, and with --sanity fixed prompts. A gate that is not met is
+    named, and the exit code is 4.
+
     Example: clp-edge eval pruned.Q4_K_M.gguf --dense ./my-model --eval-text held-back.txt
     """
     with opened(json=json_output, quiet=quiet, debug=debug) as ui:
         work = configuration.PRESETS["balanced"]
         evaluation = configuration.EvaluationConfig.with_tokens(
-            eval_text, eval_tokens, work.evaluation_sequences
+            eval_text,
+            eval_tokens,
+            work.evaluation_sequences,
+            tasks=tuple(tasks or ()),
+            task_items=task_items,
         )
         import_torch()
-        from clp_edge.pipeline.verbs.evaluate import measure
+        from clp_edge.evaluate import QualityGate
+        from clp_edge.pipeline.verbs.evaluate import measure, require
         from clp_edge.records import to_plain
 
         with Interruptible(ui) as observer, observer.stage(1, 1, "Evaluate") as progress:
@@ -52,6 +73,8 @@ def run(
                 paths,
                 evaluation,
                 dense=dense,
+                sanity=sanity,
+                gate=QualityGate(max_ppl_ratio, max_kl, min_retention),
                 threads=threads,
                 device=device,
                 dtype=dtype,
@@ -60,22 +83,41 @@ def run(
             )
         if json_output:
             ui.print_json(to_plain(found))
-            return
-        rows = [
-            (
-                name,
-                _with_error(one.perplexity, one.perplexity_se, 2),
-                _with_error(one.kl, one.kl_se, 4),
-                "not measured" if one.top1_agreement is None else f"{one.top1_agreement:.1%}",
-            )
-            for name, one in found.quality.items()
-        ]
-        said = found.evaluation
-        ui.table(
-            f"{said.text}: {said.tokens:,} tokens in sequences of {said.sequence_length}",
-            ("model", "perplexity", "KL to dense (nats)", "same top token"),
-            rows,
+        else:
+            _print(ui, found)
+        require(found)
+
+
+def _print(ui: Ui, found: EvalDocument) -> None:
+    """The tables; of tasks and prompts those that a report has."""
+    from clp_edge.report.judged import sanity_block, tasks_block
+
+    rows = [
+        (
+            name,
+            _with_error(one.perplexity, one.perplexity_se, 2),
+            _ratio(one),
+            _with_error(one.kl, one.kl_se, 4),
+            "not measured" if one.top1_agreement is None else f"{one.top1_agreement:.1%}",
         )
+        for name, one in found.quality.items()
+    ]
+    said = found.evaluation
+    ui.table(
+        f"{said.text}: {said.tokens:,} tokens in sequences of {said.sequence_length}",
+        ("model", "perplexity", "over the dense", "KL to dense (nats)", "same top token"),
+        rows,
+    )
+    asked, talked = tasks_block(found.quality), sanity_block(found.quality)
+    ui.blocks([block for block in (asked, talked) if block is not None])
+
+
+def _ratio(one: QualityRecord) -> str:
+    if one.ppl_ratio is None:
+        return "not measured"
+    if one.ppl_ratio_low is None or one.ppl_ratio_high is None:
+        return f"{one.ppl_ratio:.3f}"
+    return f"{one.ppl_ratio:.3f} ({one.ppl_ratio_low:.3f} to {one.ppl_ratio_high:.3f})"
 
 
 def _with_error(value: float | None, error: float | None, digits: int) -> str:

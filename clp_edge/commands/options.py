@@ -33,16 +33,40 @@ Resume = Annotated[
 Preset = Annotated[PresetName, typer.Option(help="How much work: quick, balanced or best.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is random.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: the physical cores]")]
+GpuLayers = Annotated[
+    str,
+    typer.Option(
+        help="Layers that llama.cpp computes on the GPU: a number, or auto, which takes what its "
+        "free memory holds; the rest stays on the processor."
+    ),
+]
 Device = Annotated[str, typer.Option(help="Where torch computes: auto, cpu or cuda.")]
 Dtype = Annotated[
     str,
-    typer.Option(help="What torch computes in: auto (float32), float32, float16, bfloat16."),
+    typer.Option(
+        help="What torch computes in: auto (float32, with bfloat16 products in search and healing "
+        "where the CPU has them), float32, float16, bfloat16."
+    ),
+]
+TuneBlocks = Annotated[
+    str,
+    typer.Option(
+        help="Blocks that tuning trains: near (one before the cut, three after), endpoints (the "
+        "two beside it, as CLP has it), or ids of the dense model such as 12,19-21."
+    ),
 ]
 Calibration = Annotated[
     str | None,
     typer.Option(
         help="Text to search and heal with: a .txt or .jsonl file, a folder, or hf:NAME. "
         "Your own text is better than the default, text that the model writes itself."
+    ),
+]
+Criterion = Annotated[
+    str,
+    typer.Option(
+        help="What windows are compared by. healed: the KL that is left after the closed-form "
+        "refit of each (raw where nothing is to be healed); raw: the KL of the cut itself."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
@@ -61,4 +85,26 @@ Careful = Annotated[
 ]
 Provider = Annotated[
     str, typer.Option("--ep", help="ONNX: the execution provider to write for: cpu, cuda or dml.")
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Questions to ask every side: a .jsonl of multiple choice, a line each with context, "
+        "choices and label (from 0); repeatable."
+    ),
+]
+TaskItems = Annotated[
+    int | None, typer.Option(help="How many of each file's questions. [default: all]")
+]
+MaxPplRatio = Annotated[
+    float | None,
+    typer.Option(help="Exit with 4 where a file's perplexity over the dense one's is more."),
+]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(help="Exit with 4 where a file's KL to the dense model is more, in nats."),
+]
+MinRetention = Annotated[
+    float | None,
+    typer.Option(help="Exit with 4 where a file keeps less of a task beyond chance, as 0.9."),
 ]

@@ -10,12 +10,21 @@ What was not measured does not pass: a gate that lets an unknown through is none
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clp_edge.errors import UsageError
-from clp_edge.records import QualityRecord, SanityRecord, TaskRecord, from_plain
+from clp_edge.records import (
+    GateVerdictRecord,
+    QualityRecord,
+    SanityRecord,
+    TaskRecord,
+    from_plain,
+)
 
 SANITY = "sanity"
+LEAST_KL = 1e-6
+"""nats; a limit that allows less allows nothing"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,48 @@ class QualityGate:
     def failures(self, record: QualityRecord) -> tuple[str, ...]:
         """What is not reached, one plain sentence each; empty where all is."""
         return (*self._ratio(record), *self._kl(record), *self._retention(record))
+
+    def judge(self, files: Mapping[str, QualityRecord]) -> GateVerdictRecord:
+        """What each of the files that ship misses."""
+        return GateVerdictRecord(
+            max_ppl_ratio=self.max_ppl_ratio,
+            max_kl=self.max_kl,
+            min_retention=self.min_retention,
+            misses={name: self.failures(record) for name, record in files.items()},
+        )
+
+    @property
+    def allowed_kl(self) -> float:
+        """The KL (nats) at which the strictest limit should be reached; infinite without a limit.
+
+        On text of the dense model's own distribution the mean NLL rises by exactly the KL, so a
+        perplexity ratio is exp(KL). For retention, exp(-KL) is no more than a place to begin.
+        """
+        limits = [math.inf if self.max_kl is None else self.max_kl]
+        if self.max_ppl_ratio is not None:
+            limits.append(math.log(self.max_ppl_ratio))
+        if self.min_retention is not None:
+            limits.append(-math.log(self.min_retention))
+        return max(min(limits), LEAST_KL)
+
+    def share(self, record: QualityRecord) -> float:
+        """How much of what is allowed the file uses up: at most 1 where it passes, of several
+        limits the worst; infinite where something was not measured."""
+        shares = [0.0]
+        if self.max_ppl_ratio is not None:
+            ratio = record.ppl_ratio
+            known = ratio is not None and ratio > 0
+            shares.append(
+                _part(math.log(ratio), math.log(self.max_ppl_ratio)) if known else math.inf
+            )
+        if self.max_kl is not None:
+            shares.append(math.inf if record.kl is None else _part(record.kl, self.max_kl))
+        if self.min_retention is not None:
+            kept = retention_of(record)
+            lost = math.inf if kept is None or kept <= 0 else -math.log(kept)
+            shares.append(_part(lost, -math.log(self.min_retention)))
+        # the sentences decide, the share only says by how much
+        return max([*shares, 1.0 + LEAST_KL]) if self.failures(record) else min(max(shares), 1.0)
 
     def _ratio(self, record: QualityRecord) -> tuple[str, ...]:
         limit, value = self.max_ppl_ratio, record.ppl_ratio
@@ -104,6 +155,22 @@ class QualityGate:
             names = ", ".join(tasks)
             failures.append(f"retention cannot be judged: the dense model is at chance in {names}")
         return tuple(failures)
+
+
+def retention_of(record: QualityRecord) -> float | None:
+    """The least that is kept of any task beyond chance; None where none can be judged."""
+    kept = []
+    for name, task in record.tasks.items():
+        if name != SANITY:
+            found = from_plain(task, TaskRecord)
+            value = found.metrics[found.metric].retention
+            kept += [] if value is None else [value]
+    return min(kept, default=None)
+
+
+def _part(value: float, limit: float) -> float:
+    """value of limit; no less than nothing."""
+    return max(value, 0.0) / max(limit, LEAST_KL)
 
 
 def sanity_of(record: QualityRecord) -> SanityRecord | None:

@@ -13,6 +13,7 @@ from clp_edge.config import CompressConfig
 from clp_edge.errors import ClpEdgeError, QualityGateError, UsageError
 from clp_edge.evaluate.gate import QualityGate
 from clp_edge.models.licence import licence_of
+from clp_edge.pipeline import tries
 from clp_edge.pipeline.preflight import Plan, preflight
 from clp_edge.pipeline.runner import Ending, Ledger, Runner, environment
 from clp_edge.pipeline.stage import Context
@@ -27,7 +28,7 @@ from clp_edge.pipeline.stages import (
     text,
 )
 from clp_edge.progress import Observer, Quiet
-from clp_edge.records import ArtifactRecord, ModelRecord, QualityRecord, Report
+from clp_edge.records import ArtifactRecord, ModelRecord, QualityRecord, Report, TriesRecord
 from clp_edge.report import build_report, load_report, write_report
 
 
@@ -64,11 +65,19 @@ def compress(
     if gate.min_retention is not None and not config.evaluation.tasks:
         raise UsageError("--min-retention needs questions to judge by", "give --tasks FILE.jsonl")
     plan = plan or preflight(config)
-    runner = Runner(STAGES, config, plan, observer or Quiet())
+    observer = observer or Quiet()
+    stages, tried = STAGES, None
+    if config.cut.auto:
+        stages = tries.AUTO_STAGES
+        tried, config = tries.settle(config, plan, gate, observer)
+        assert tried.chosen is not None  # it is settled
+        plan = tries.with_count(plan, tried.chosen)
+    runner = Runner(stages, config, plan, observer)
 
     def write(context: Context, ledger: Ledger) -> tuple[Report, list[Path]]:
-        report = _report(config, plan, context, ledger, gate)
-        return report, write_report(report, plan.out)
+        report = _report(config, plan, context, ledger, gate, tried)
+        kept = [plan.out / tries.FILE] if tried is not None else []
+        return report, [*write_report(report, plan.out), *kept]
 
     report, reused = runner.go(Ending(write, _stored_report))
     return Outcome(report, plan.out, reused, _missed(gate, report.artifacts, report.quality))
@@ -78,16 +87,17 @@ def _missed(
     gate: QualityGate, artifacts: Sequence[ArtifactRecord], quality: Mapping[str, QualityRecord]
 ) -> tuple[str, ...]:
     """What the files that ship do not reach of the quality asked for."""
-    return tuple(
-        f"{artifact.name}: {failure}"
-        for artifact in artifacts
-        if artifact.variant == "healed"
-        for failure in gate.failures(quality[artifact.name])
-    )
+    judged = gate.judge(tries.shipped(artifacts, quality)).misses
+    return tuple(f"{name}: {miss}" for name, misses in judged.items() for miss in misses)
 
 
 def _report(
-    config: CompressConfig, plan: Plan, context: Context, ledger: Ledger, gate: QualityGate
+    config: CompressConfig,
+    plan: Plan,
+    context: Context,
+    ledger: Ledger,
+    gate: QualityGate,
+    tried: TriesRecord | None,
 ) -> Report:
     record = context.record
     found, healed = record(search.STAGE), record(heal.STAGE)
@@ -125,6 +135,12 @@ def _report(
         environment={**environment(), "calibration": record(calibrate.STAGE).origin},
         samples=judged.samples,
         warnings=list(dict.fromkeys(warnings)),
+        quality_gate=(
+            gate.judge(tries.shipped(record(export.STAGE).artifacts, judged.quality))
+            if gate.wanted
+            else None
+        ),
+        tries=tried,
     )
 
 

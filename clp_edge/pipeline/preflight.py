@@ -23,7 +23,7 @@ from clp_edge.data import Documents, calibrate, evaluation_text, read_documents
 from clp_edge.errors import ClpEdgeError, PreflightError, UsageError
 from clp_edge.evaluate import read_tasks
 from clp_edge.export.targets import Target, resolve
-from clp_edge.models.families import family_of
+from clp_edge.models.anatomy import family_of
 from clp_edge.models.source import (
     Source,
     check_weights,
@@ -38,7 +38,7 @@ from clp_edge.models.source import (
 from clp_edge.pipeline import lock
 from clp_edge.pipeline.folder import admit
 from clp_edge.pipeline.overlap import overlaps
-from clp_edge.pipeline.sizing import blocks_to_drop
+from clp_edge.pipeline.sizing import blocks_to_drop, fewest_that_may_go
 from clp_edge.registry import FORMATS
 from clp_edge.runtimes import default_threads
 from clp_edge.segment import Segment
@@ -172,8 +172,9 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     known = list(dict.fromkeys(target for target in targets if target is not None))
 
     def sizes(dropped: int) -> list[int]:
-        """What every target's file weighs without so many blocks."""
-        return [
+        """What every target's file weighs without so many blocks; for a speed-up, what a token
+        reads of it."""
+        plans = [
             export.plan(
                 model_config,
                 tokenizer,
@@ -181,11 +182,19 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
                 tokenizer_gguf=carried,
                 blocks=blocks - dropped,
                 **planning,
-            ).predicted_bytes
+            )
             for target in known
         ]
+        by_speed = config.cut.min_speedup is not None
+        return [(by_speed and found.read_bytes) or found.predicted_bytes for found in plans]
 
-    count = problems.attempt(lambda: blocks_to_drop(config.cut, blocks, sizes))
+    count = problems.attempt(
+        lambda: (
+            fewest_that_may_go(model_config, formats)
+            if config.cut.auto
+            else blocks_to_drop(config.cut, blocks, sizes)
+        )
+    )
     if count is None:
         problems.raise_if_any()
     assert count is not None
@@ -212,6 +221,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
             problems.add(problem)
         planned.append(PlannedTarget(target, dense, pruned))
     name = f"{source.name}-clp{round(100 * count / blocks)}"
+    suffix = suffix or ("clp-auto" if config.cut.auto else None)
     default = f"{source.name}-{suffix}" if suffix else name
     out = config.out if config.out is not None else Path(default)
     _check_out(problems, config, source, out)

@@ -8,6 +8,7 @@ False
 from __future__ import annotations
 
 from clp_edge.config import CompressConfig
+from clp_edge.pipeline import tries
 from clp_edge.pipeline.folder import OutputFolder
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import Ground, stage_keys
@@ -19,9 +20,15 @@ def rehearse(config: CompressConfig, plan: Plan) -> bool:
 
     Raises ClpEdgeError where the run would be refused: another finished run, another at work.
     """
+    stages = STAGES
+    if config.cut.auto:
+        found = tries.settled(config, plan)
+        if found is None or found.chosen is None:
+            return False
+        stages, plan = tries.AUTO_STAGES, tries.with_count(plan, found.chosen)
     folder = OutputFolder.open(
         plan.out,
-        hashes=stage_keys(STAGES, config, plan, Ground.of(config, plan)),
+        hashes=stage_keys(stages, config, plan, Ground.of(config, plan)),
         about={},
         force=config.force,
         resume=config.resume,

@@ -77,6 +77,7 @@ class Runner:
                 "source": plan.source.spec or plan.source.name,
                 "seed": config.seed,
                 "environment": environment(),
+                "learning": ground.learning.name,
             },
             force=config.force,
             resume=config.resume,
@@ -91,18 +92,24 @@ class Runner:
             before = ending.read(self.plan.out)
             if before is not None:
                 return before, True
-        self.folder.begin()
         with self.folder:
-            for name in self.folder.redone:
-                self.observer.note(f"stage {name} is redone: what it depends on has changed")
-            for warning in (*self.plan.warnings, *self.folder.warnings):
-                self.observer.warn(warning)
-            for number, stage in enumerate(self.stages, start=1):
-                self._stage(number, stage)
+            self.work()
             result, files = ending.write(self.context, self.ledger)
             self.folder.own(files)
             self.folder.finish()
         return result, False
+
+    def work(self) -> Context:
+        """Run what has to run and leave the folder unfinished, and ours until its `release`."""
+        torch.set_num_threads(self.plan.threads)
+        self.folder.begin()
+        for name in self.folder.redone:
+            self.observer.note(f"stage {name} is redone: what it depends on has changed")
+        for warning in (*self.plan.warnings, *self.folder.warnings):
+            self.observer.warn(warning)
+        for number, stage in enumerate(self.stages, start=1):
+            self._stage(number, stage)
+        return self.context
 
     def _stored(self, stage: Stage[Any, Any]) -> tuple[Any, float | None] | None:
         """A finished stage's record and its peak memory; None where it has to run."""

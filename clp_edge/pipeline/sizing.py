@@ -1,23 +1,30 @@
-"""How many blocks go where the user says what he wants to reach: a file size, or a speed-up.
+"""How many blocks go where the user says what is to be reached: a size, a speed-up, a quality.
 
-Both follow from the bytes of the files, which the exporters predict without work. Decoding on one
-stream reads every weight once per token, so bytes saved bound the speed-up that can be promised;
-the bench measures what it is.
+A size and a speed-up follow from the bytes of the files, which the exporters predict without work.
+Decoding on one stream reads every weight once per token, so bytes saved bound the speed-up that can
+be promised; the bench measures what it is. A quality has to be tried (`tries.py`): `next_try` says
+which cut is worth it.
 
 >>> from clp_edge.config import CutConfig
 >>> blocks_to_drop(CutConfig(max_bytes="70"), 30, lambda count: [100 - 3 * count])
 10
+>>> next_try({1: 0.2, 2: 0.5, 3: 0.9, 4: 1.5}, [(3, 1.3)])  # the curve was too hopeful by 1.44
+2
 >>> blocks_to_drop(CutConfig(min_speedup=1.25), 30, lambda count: [100 - 3 * count])
 7
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from clp_edge.config import CutConfig
 from clp_edge.errors import UsageError
-from clp_edge.segment import FEWEST_BLOCKS
+from clp_edge.export.base import Format
+from clp_edge.registry import FORMATS
+from clp_edge.segment import FEWEST_BLOCKS, Segment
 
 Predicted = Callable[[int], Sequence[int]]
 """Blocks dropped -> the bytes of every target's file, of 0 blocks too; smaller the more go."""
@@ -78,3 +85,112 @@ def _fewest(
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+MOST_TRIES = 3
+WORST_SHARE = 10.0
+"""Stands for a measured share beyond all measure, so that the curve can be corrected by it."""
+WORTH_A_LOOK = 1.2
+"""A cut that is predicted to miss by no more is tried while tries are left."""
+CAUTION = 0.9
+"""After every miss that many times less is aimed at."""
+
+
+def next_try(predicted: Mapping[int, float], tried: Sequence[tuple[int, float]]) -> int | None:
+    """The number of blocks to try next, or None where it is settled.
+
+    Args: predicted, blocks dropped -> share of what the limits allow (1: the limit), every number
+        that is possible; tried, (blocks, share that was measured) in order.
+    The largest that should pass comes first. Each measurement corrects the curve around it by a
+    factor; a pass is followed by a larger cut where that has a chance, a miss by a smaller one.
+    """
+    if len(tried) >= MOST_TRIES:
+        return None
+    passed = max((count for count, share in tried if share <= 1.0), default=0)
+    missed = min((count for count, share in tried if share > 1.0 and count > passed), default=0)
+    known = {count for count, _ in tried}
+    left = [
+        count
+        for count in predicted
+        if count > passed and count not in known and (not missed or count < missed)
+    ]
+    if not left:
+        return None
+    aim = CAUTION ** sum(share > 1.0 for _, share in tried)
+    shares = corrected(predicted, tried)
+    fit = [count for count in left if shares[count] <= aim]
+    if fit:
+        return max(fit)
+    least = min(left)
+    if passed and shares[least] > WORTH_A_LOOK:
+        return None
+    return least
+
+
+def corrected(
+    predicted: Mapping[int, float], tried: Sequence[tuple[int, float]]
+) -> dict[int, float]:
+    """The curve times what the nearest try measured over what was predicted for it."""
+    factors = {
+        count: min(share, WORST_SHARE) / predicted[count]
+        for count, share in tried
+        if predicted.get(count, 0.0) > 0.0
+    }
+    if not factors:
+        return dict(predicted)
+    return {
+        count: share * factors[min(factors, key=lambda one: abs(one - count))]
+        for count, share in predicted.items()
+    }
+
+
+def interpolated(points: Mapping[int, float], counts: Iterable[int]) -> dict[int, float]:
+    """A value for every count between the first and the last point: straight lines between their
+    logarithms, and never less than for a smaller count."""
+    known = sorted(points)
+    found: dict[int, float] = {}
+    highest = 0.0
+    for count in sorted(counts):
+        if not known or not known[0] <= count <= known[-1]:
+            continue
+        below = max(one for one in known if one <= count)
+        above = min(one for one in known if one >= count)
+        along = (count - below) / (above - below) if above > below else 0.0
+        low, high = (math.log(max(points[one], 1e-12)) for one in (below, above))
+        highest = max(highest, math.exp(low + along * (high - low)))
+        found[count] = highest
+    return found
+
+
+def barred(config: Any, formats: Iterable[str], count: int) -> tuple[Segment, ...]:
+    """The windows of `count` blocks that some format cannot express."""
+    windows = [Segment.from_start(s, count) for s in range(config.num_hidden_layers - count + 1)]
+    opened: list[Format] = [FORMATS.load(name) for name in sorted(formats)]
+    return tuple(
+        window
+        for window in windows
+        if any(one.forbids(config, window) is not None for one in opened)
+    )
+
+
+def counts_that_may_go(config: Any, formats: Iterable[str]) -> list[int]:
+    """Every number of blocks that leaves enough, between two endpoints, in all formats."""
+    total, names = int(config.num_hidden_layers), list(formats)
+    found = []
+    for count in range(1, total - FEWEST_BLOCKS + 1):
+        starts = range(1, total - count)
+        no = set(barred(config, names, count))
+        if any(Segment.from_start(start, count) not in no for start in starts):
+            found.append(count)
+    return found
+
+
+def fewest_that_may_go(config: Any, formats: Iterable[str]) -> int:
+    """The smallest cut that every target can express. Raises UsageError where there is none."""
+    found = counts_that_may_go(config, formats)
+    if not found:
+        raise UsageError(
+            "no cut of this model can be expressed by every target asked for",
+            "ask for another target",
+        )
+    return found[0]

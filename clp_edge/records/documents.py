@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clp_edge.records.judging import GateVerdictRecord
 from clp_edge.records.learning import EvaluationRecord, HealRecord, SearchRecord
 from clp_edge.records.making import ArtifactRecord, Provenance, QualityRecord
 from clp_edge.records.report import SCHEMA
@@ -42,6 +43,43 @@ class CutDocument:
 
 
 @dataclass(frozen=True)
+class SuiteMetricRecord:
+    """One figure of lm-eval, as it gives it."""
+
+    value: float
+    se: float | None
+    """its own standard error; None where it has none"""
+    higher_is_better: bool | None
+
+
+@dataclass(frozen=True)
+class SuiteRecord:
+    """A task of lm-eval, or a group of them: its own definition, version and metrics."""
+
+    version: str
+    """of the task's definition; empty where it has none"""
+    items: int
+    """that were asked"""
+    total: int | None
+    """in its data set; None for a group"""
+    fewshot: int
+    metrics: dict[str, SuiteMetricRecord]
+    """"acc,none" and so on: metric, then the filter of the answers"""
+
+
+@dataclass(frozen=True)
+class SuitesRecord:
+    """What models and files answered to standard suites."""
+
+    harness: str
+    """"lm-eval" and its version"""
+    window: int
+    """most tokens in a model at once"""
+    answers: dict[str, dict[str, SuiteRecord]]
+    """path -> task -> record; the dense model first"""
+
+
+@dataclass(frozen=True)
 class EvalDocument:
     """What `eval` prints with --json: quality by path, the dense model first."""
 
@@ -52,7 +90,10 @@ class EvalDocument:
     """of the dense model's files"""
     evaluation: EvaluationRecord
     quality: dict[str, QualityRecord]
+    quality_gate: GateVerdictRecord | None = None
+    """what each path says to the quality that was asked for; None: none was"""
     schema: int = SCHEMA
+    suites: SuitesRecord | None = None
 
 
 @dataclass(frozen=True)

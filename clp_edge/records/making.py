@@ -170,6 +170,8 @@ class SampleRecord:
     dense_by: str = "dense"
     """the row of `quality` that wrote it"""
     healed_by: str = "healed"
+    mended: str = ""
+    """the healed model before quantization, where `healed` is by a file; "": it was not asked"""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 from msgspec import UNSET, UnsetType
 
 from clp_edge.records.bench import BenchRecord
+from clp_edge.records.judging import GateVerdictRecord, TriesRecord
 from clp_edge.records.learning import EvaluationRecord, HealRecord, SearchRecord
 from clp_edge.records.making import ArtifactRecord, QualityRecord, SampleRecord
 
@@ -59,3 +60,7 @@ class Report:
     """versions that the numbers depend on; its keys are free"""
     samples: tuple[SampleRecord, ...] = ()
     warnings: tuple[str, ...] = ()
+    quality_gate: GateVerdictRecord | None = None
+    """the quality that was asked for; None: none was"""
+    tries: TriesRecord | None = None
+    """every cut that `--prune auto` tried; None: the cut was given"""

@@ -43,6 +43,8 @@ class Table:
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    compact: bool = False
+    """many rows of short cells: it stays a table on a phone too"""
 
     def groups(self) -> list[tuple[str, tuple[tuple[str, ...], ...]]]:
         """(heading, its rows) one after another; the rows before any heading come under ""."""

@@ -22,6 +22,7 @@ from clp_edge.records import (
     ArtifactRecord,
     BenchRecord,
     EvaluationRecord,
+    GateVerdictRecord,
     HealRecord,
     ModelRecord,
     QualityRecord,
@@ -29,6 +30,7 @@ from clp_edge.records import (
     Report,
     SampleRecord,
     SearchRecord,
+    TriesRecord,
     decode,
     encode,
 )
@@ -55,6 +57,8 @@ def build_report(
     environment: Mapping[str, Any] | None = None,
     samples: Sequence[SampleRecord] = (),
     warnings: Sequence[str] = (),
+    quality_gate: GateVerdictRecord | None = None,
+    tries: TriesRecord | None = None,
 ) -> Report:
     """Put the parts together and add the verdict.
 
@@ -80,6 +84,8 @@ def build_report(
             environment=dict(environment or {}),
             samples=tuple(samples),
             warnings=tuple(warnings),
+            quality_gate=quality_gate,
+            tries=tries,
         )
     )
     return replace(report, verdict=verdict(report))

@@ -16,6 +16,7 @@ from typing import Literal
 from clp_edge.records import QualityRecord, Report
 from clp_edge.report import format as write
 from clp_edge.report.facts import Pair, model_quality, pairs
+from clp_edge.report.judged import quoted, talks
 from clp_edge.report.verdict import HEAVY_LOSS, equal_size_rival
 
 Ship = Literal["yes", "no", "not proven"]
@@ -64,6 +65,9 @@ def _ratio(before: QualityRecord | None, after: QualityRecord | None) -> float |
 
 def _against(report: Report, pair: Pair | None) -> list[str]:
     said = [f"{one.name} did not pass verification" for one in report.artifacts if not one.verified]
+    gate = report.quality_gate
+    for name, misses in (gate.misses if gate is not None else {}).items():
+        said += [f"the quality asked for is not reached: {name}: {miss}" for miss in misses]
     before, after, _ = _sides(report, pair)
     change = _ratio(before, after)
     if change is not None and change > HEAVY_LOSS:
@@ -129,7 +133,26 @@ def _costs(report: Report, pair: Pair | None) -> list[str]:
         said.append(f"{write.fixed(after.ppl_ratio, 3)} times the dense torch model's ({ends})")
     said.append(f"KL to the dense model {write.fixed(after.kl, 3)} nats")
     said.append(f"The same next token in {write.percent(after.top1_agreement)} of places")
+    for name, metric in quoted(after):
+        kept = metric.retention
+        said.append(
+            f"{name}: the dense model itself is at chance"
+            if kept is None
+            else f"{name}: {write.percent(kept)} kept of what is beyond chance"
+        )
+    asked = talks(report.quality)
+    sides = [asked[side] for side in _speakers(report, pair) if side in asked]
+    if len(sides) == 2:
+        passed = " → ".join(f"{side.passed} of {side.total}" for side in sides)
+        said.append(f"Sanity prompts passed {passed}")
     return said
+
+
+def _speakers(report: Report, pair: Pair | None) -> tuple[str, str]:
+    """The rows of `quality` that answered for the dense and for the shipped side."""
+    if pair is None:
+        return "dense", "healed"
+    return (pair.before.name if pair.before else "dense"), pair.after.name
 
 
 def _gives(pair: Pair | None) -> list[str]:

@@ -25,6 +25,11 @@ from clp_edge.report.style import STYLE
 # What stands where a section of ours has nothing to show: the page never merely leaves it out.
 ABSENT = {
     "warnings": ("Warnings", "There is nothing to mind."),
+    "gate": ("The quality asked for", "No quality was asked for, so none was judged."),
+    "tries": ("How much goes: every try", "How much goes was given, so nothing was tried."),
+    "tasks": ("Tasks", "No questions were asked in this run."),
+    "sanity": ("Does it still talk sense?", "The fixed prompts were not part of this run."),
+    "cards": ("Block by block", "No block was cut."),
     "search": ("Which blocks went", "No search was part of this run."),
     "heal": ("How the cut was mended", "Healing was not part of this run."),
     "tradeoff": ("Quality against size and speed", "No file was written, so none was compared."),
@@ -191,7 +196,8 @@ def _table(block: Table, name: str) -> str:
             )
         rows += [_row(header, row) for row in group]
         rows.append("</tbody>")
-    stack = " stack" if len(header) > COLUMNS_ON_A_PHONE else ""
+    many = len(header) > COLUMNS_ON_A_PHONE
+    stack = " compact" if block.compact else " stack" if many else ""
     label = text(f"{name}: {', '.join(cell for cell in header if cell)}")
     body = "\n".join(rows)
     return f"""\

@@ -20,6 +20,9 @@ from clp_edge.report.blocks import Answers, Block, Code, Heading, Items, Plot, T
 from clp_edge.report.facts import model_name
 from clp_edge.report.sections import report_blocks
 
+ON_THE_PAGE = ("cards",)
+"""Sections too long for a short text; report.html has them."""
+
 
 def render_markdown(report: Report) -> str:
     """The whole of report.md: the title, the verdict, the command, then every section."""
@@ -28,7 +31,7 @@ def render_markdown(report: Report) -> str:
         Text(report.verdict, style="strong"),
         Code(report.command),
     ]
-    return draw([*head, *report_blocks(report)]) + "\n"
+    return draw([*head, *report_blocks(report, ON_THE_PAGE)]) + "\n"
 
 
 def draw(blocks: Iterable[Block]) -> str:

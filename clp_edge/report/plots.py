@@ -19,6 +19,7 @@ from html import escape
 from typing import Any
 
 from clp_edge.report.blocks import Mark, Plot, Series, Table
+from clp_edge.report.style import LIGHT
 
 # Drawn in these, which stand for the page's variables: matplotlib knows no CSS.
 PLACEHOLDERS = {"#010101": "var(--ink)", "#010102": "var(--muted)", "#010103": "var(--line)"}
@@ -32,6 +33,7 @@ MARK_SIGN = "┆"
 # In points; on a phone a point is about a pixel, on a desktop one and a half.
 SIZE = (372.0, 232.0)
 FONT = 10.5
+LEGEND_LINE = 15.0
 # Beyond so many points a line carries only a few markers.
 MARKED_POINTS = 40
 MARKERS_ON_A_LINE = 6
@@ -72,6 +74,36 @@ def svg(plot: Plot, key: str) -> str | None:
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     return _for_page(written.getvalue(), key, alt_text(plot))
+
+
+def standalone(plot: Plot) -> str | None:
+    """The plot as a file of its own: in the light colours, its title and its names below it.
+
+    None where `svg` is.
+    """
+    drawn = svg(plot, "plot")
+    if drawn is None:
+        return None
+    _, body = drawn.split(">", 1)
+    width, height = SIZE
+    names = [
+        (f"var(--series-{index % SERIES_COLOURS + 1})", f"{sign(index)} {series.name}")
+        for index, series in enumerate(plot.series)
+    ]
+    names += [("var(--muted)", f"{MARK_SIGN} {mark.name}") for mark in plot.marks]
+    rows = [("var(--ink)", plot.title), *names]
+    lines = "".join(
+        f'<text x="8" y="{height + LEGEND_LINE * row:g}" fill="{colour}">{escape(name)}</text>'
+        for row, (colour, name) in enumerate(rows, start=1)
+    )
+    whole = height + LEGEND_LINE * (len(names) + 1.6)
+    colours = "".join(f"--{name}:{colour};" for name, colour in LIGHT.items())
+    style = f"svg{{{colours}background:var(--page)}}text{{font:{FONT}px sans-serif}}"
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {width:g} {whole:g}" role="img" aria-label="{escape(alt_text(plot))}">'
+        f"<style>{style}</style>{body.replace('</svg>', lines + '</svg>')}\n"
+    )
 
 
 def alt_text(plot: Plot) -> str:

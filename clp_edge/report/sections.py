@@ -14,10 +14,17 @@ from clp_edge.records import HealRecord, Report, RunRecord, SearchRecord
 from clp_edge.registry import SECTIONS
 from clp_edge.report import format as write
 from clp_edge.report.blocks import Answers, Block, Heading, Items, Table, Text
+from clp_edge.report.cards import cards
 from clp_edge.report.curves import heal_plots, search_plots, speed_plots, tradeoff_plots
 from clp_edge.report.facts import all_warnings, sequences
 from clp_edge.report.format import NOT_MEASURED
+from clp_edge.report.judged import gate, sanity, tasks, tries
 from clp_edge.report.summary import summary_block
+
+__all__ = [
+    "cards", "costs", "environment", "files", "gate", "heal", "method", "report_blocks", "samples",
+    "sanity", "search", "speed", "summary", "tasks", "tradeoff", "tries", "warnings",
+]  # fmt: skip
 
 Section = Callable[[Report], Sequence[Block] | None]
 
@@ -44,9 +51,11 @@ MEMORY_NOTE = (
 )
 
 
-def report_blocks(report: Report) -> Iterator[Block]:
-    """The blocks of every registered section, in the order of the registry."""
+def report_blocks(report: Report, without: Sequence[str] = ()) -> Iterator[Block]:
+    """The blocks of every registered section but `without`, in the order of the registry."""
     for row in SECTIONS:
+        if row.name in without:
+            continue
         section: Section = SECTIONS.load(row.name)
         yield from section(report) or ()
 
@@ -252,7 +261,12 @@ def samples(report: Report) -> Sequence[Block] | None:
                 sample.prompt,
                 (
                     ("Dense", sample.dense_by, sample.dense),
-                    ("Pruned", sample.healed_by, sample.healed),
+                    *((("Healed", "healed", sample.mended),) if sample.mended else ()),
+                    (
+                        "Shipped" if sample.mended else "Pruned",
+                        sample.healed_by,
+                        sample.healed,
+                    ),
                 ),
             )
             for sample in report.samples

@@ -91,6 +91,9 @@ th, td { border-bottom: 1px solid var(--line); font-variant-numeric: tabular-num
 thead th { color: var(--muted); font-weight: 600; }
 tbody th { font-weight: 500; }
 th[scope="rowgroup"] { font-weight: 650; padding-top: 0.9rem; }
+.compact { max-height: 34rem; overflow-y: auto; }
+.compact table { font-size: 0.85rem; }
+.compact th, .compact td { padding: 0.15rem 0.5rem 0.15rem 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .plots { gap: 1.2rem 2rem; margin: 1rem 0; }
 figure { margin: 0; max-width: 36rem; break-inside: avoid; min-width: 0; }
@@ -127,7 +130,7 @@ footer { margin-top: 2.5rem; color: var(--muted); font-size: 0.9rem; }
   details.only { display: block; }
   h2, h3, figcaption { break-after: avoid; }
   tr { break-inside: avoid; }
-  .wide, details .wide { overflow: visible; max-height: none; }
+  .wide, .compact, details .wide { overflow: visible; max-height: none; }
 }
 """
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 
-from clp_edge.records import ArtifactRecord, QualityRecord, Report
+from clp_edge.records import ArtifactRecord, GateVerdictRecord, QualityRecord, Report
 from clp_edge.report import format as write
 from clp_edge.report.facts import Pair, model_quality, pairs
 
@@ -32,11 +32,21 @@ def verdict(report: Report) -> str:
     pair = found[0] if found else None
     parts = [_speed(pair, several=len(found) > 1), _quality(report, pair)]
     tail = [_equal_size(report, pair)]
+    if report.quality_gate is not None:
+        tail.insert(0, _gate(report.quality_gate))
     unverified = [one.name for one in report.artifacts if not one.verified]
     if unverified:
         tail.append(f"{', '.join(unverified)} did not pass verification")
     said = "; ".join(text for text in tail if text)
     return f"{_subject(report)}: {', '.join(parts)}{'; ' + said if said else ''}."
+
+
+def _gate(asked: GateVerdictRecord) -> str:
+    """Whether the files reach the quality that was asked for."""
+    if asked.passed:
+        return "the quality asked for is reached"
+    missed = [f"{name}: {miss}" for name, misses in asked.misses.items() for miss in misses]
+    return f"the quality asked for is NOT reached ({'; '.join(missed) or 'nothing was judged'})"
 
 
 def _subject(report: Report) -> str:

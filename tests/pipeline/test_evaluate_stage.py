@@ -112,9 +112,13 @@ def test_every_side_is_measured_asked_and_paired(context, task_file, tmp_path) -
         else:
             assert found.retention == pytest.approx((found.value - 0.5) / (theirs.value - 0.5))
 
-    # the torch model speaks for the dense side, which has no file, and the file for the healed
+    # the torch model speaks for the dense side, which has no file; the healed model speaks before
+    # quantization and as every file
     speakers = {name for name, side in quality.items() if "sanity" in side.tasks}
-    assert speakers == {"dense", "healed file"}
+    assert speakers == {"dense", "healed", "healed file"}
+    (sample,) = record.samples
+    assert (sample.dense_by, sample.healed_by) == ("dense", "healed file")
+    assert sample.mended == sample.healed, "this file is the healed model itself"
     sanity = from_plain(file.tasks["sanity"], SanityRecord)
     assert sanity.total == 6
     assert {answer.kind for answer in sanity.answers} == set(sanity.kinds)

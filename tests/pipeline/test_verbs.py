@@ -177,6 +177,73 @@ def test_eval_measures_folders_beside_the_dense_model(place: Path) -> None:
     assert "for-eval" in table
 
 
+SHORT = ("--eval-text", "other.txt", "--eval-tokens", "1024")
+
+
+def questions(place: Path) -> str:
+    """Of words of the tiny model's own text, so that each choice has a score."""
+    words = (place / "words.txt").read_text().split()[:60]
+    lines = [
+        {"context": " ".join(words[at : at + 4]), "choices": words[at + 4 : at + 6], "label": 0}
+        for at in range(12)
+    ]
+    (place / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return "asked.jsonl"
+
+
+def test_eval_asks_questions_and_prompts_and_holds_a_gate(place: Path) -> None:
+    works("prune", "tiny", "--blocks", "3-4", "--out", "for-gate")
+    asked = ("eval", "for-gate", *SHORT, "--tasks", questions(place), "--task-items", "8")
+    found = json.loads(works(*asked, "--sanity", "--max-kl", "50", "--json"))
+    for side in ("tiny", "for-gate"):
+        tasks = found["quality"][side]["tasks"]
+        assert tasks["asked"]["items"] == 8
+        assert tasks["sanity"]["total"] == 24
+    assert found["quality_gate"]["misses"] == {"for-gate": []}
+    code, out, err = call(*asked, "--max-kl", "0.0000001", "--json")
+    assert code == 4
+    assert "KL to the dense model is" in err
+    assert json.loads(out)["quality_gate"]["misses"]["for-gate"], "the figures are printed first"
+    code, out, err = call(*asked, "--max-ppl-ratio", "0.5")
+    assert code == 4
+    assert "asked: 8 items" in out
+    assert "guessing" in out
+
+
+@pytest.mark.llama
+def test_eval_asks_a_gguf_file_the_same(place: Path) -> None:
+    works("prune", "tiny", "--blocks", "3-4", "--out", "for-file")
+    works("export", "for-file", "--target", "gguf-f16", "--out", "f16")
+    file = next((place / "f16").rglob("*.gguf"))
+    asked = ("--dense", "tiny", *SHORT, "--tasks", questions(place), "--sanity", "--json")
+    code, out, err = call("eval", str(file), "for-file", *asked, "--max-kl", "0.0000001")
+    assert code == 4, err
+    quality = json.loads(out)["quality"]
+    gguf, folder = quality[str(file)], quality["for-file"]
+    assert (
+        gguf["tasks"]["asked"]["metrics"]["acc"]["hits"]
+        == (folder["tasks"]["asked"]["metrics"]["acc"]["hits"])
+    )
+    assert gguf["kl"] == pytest.approx(folder["kl"], rel=0.02)
+    assert str(file) in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--min-retention", "0.9"), "--tasks"),
+        (("--max-kl", "-1"), "above 0"),
+        (("--tasks", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("--task-items", "0"), "asks nothing"),
+    ],
+)
+def test_eval_refuses_a_gate_or_a_task_that_is_none(options: tuple[str, ...], said: str) -> None:
+    code, _, err = call("eval", "tiny", "--dense", "tiny", *SHORT, *options)
+    assert code == 2, err
+    assert said in err
+    assert err.count("error: ") == 1
+
+
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_every_verb_has_an_example_and_json(verb: str) -> None:
     done = CliRunner().invoke(app, [verb, "--help"])

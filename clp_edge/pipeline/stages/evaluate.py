@@ -82,6 +82,16 @@ class Exam:
     tasks: tuple[tuple[evaluate.Task, tuple[evaluate.Asked, ...]], ...]
     prompts: int
 
+    @classmethod
+    def of(
+        cls, files: Sequence[str], limit: int | None, prompts: int, *, tokenizer: Any, config: Any
+    ) -> Exam:
+        """The items of these files, `limit` of each (None: all), as ids of this model."""
+        longest = getattr(config, "max_position_embeddings", None)
+        tasks = evaluate.read_tasks(files, limit=limit)
+        asked = [(task, evaluate.encode(task, tokenizer, longest=longest)) for task in tasks]
+        return cls(tuple(asked), prompts)
+
     @property
     def tokens(self) -> int:
         """What a runtime's context has to hold."""
@@ -96,7 +106,7 @@ class Exam:
         progress: Progress,
     ) -> Side:
         """Measure a side, ask it every task, and the prompts where `speak` is there."""
-        steps = iter(_parts(progress, 1 + len(self.tasks) + (speak is not None)))
+        steps = iter(parts_of(progress, 1 + len(self.tasks) + (speak is not None)))
         quality = measure(next(steps))
         answers = {
             task.name: evaluate.answer(task, asked, score, next(steps))
@@ -114,15 +124,17 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
     ids = text.evaluation_ids(context)
     artifacts = context.record(export.STAGE).artifacts
     names = ["dense", "pruned", "healed", *(artifact.name for artifact in artifacts)]
-    part = dict(zip(names, _parts(progress, len(names), names), strict=True))
+    part = dict(zip(names, parts_of(progress, len(names), names), strict=True))
     body = context.body()
-    exam = _exam(given, ground.tokenizer, body.config)
+    exam = Exam.of(
+        given.tasks, given.task_items, given.prompts, tokenizer=ground.tokenizer, config=body.config
+    )
     reference = evaluate.DenseReference.build(body, ids, spill_folder=room)
     dense_by, healed_by = _speakers(artifacts)
     sides: dict[str, Side] = {}
 
     def ask(name: str, model: Anatomy, measure: Callable[[Progress], evaluate.Quality]) -> None:
-        speaks = name in (dense_by, healed_by)
+        speaks = name in (dense_by, "healed")
         speak = partial(evaluate.sample, model.model, ground.tokenizer) if speaks else None
         sides[name] = exam.side(measure, evaluate.model_scorer(model), speak, part[name])
 
@@ -141,7 +153,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
     context.let_go()
     for artifact in artifacts:
         name = artifact.name
-        speaks = name in (dense_by, healed_by)
+        speaks = name == dense_by or artifact.variant == "healed"
         with open_artifact(
             context.out / artifact.path,
             threads=given.threads,
@@ -159,6 +171,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
         healed=_sample(sides[healed_by]),
         dense_by=dense_by,
         healed_by=healed_by,
+        mended=_sample(sides["healed"]) if healed_by != "healed" else "",
     )
     quality = {name: quality_record(side, sides["dense"]) for name, side in sides.items()}
     return EvaluateRecord(quality=quality, samples=(sample,))
@@ -184,14 +197,7 @@ def _speakers(artifacts: Sequence[ArtifactRecord]) -> tuple[str, str]:
     return found["dense"], found["healed"]
 
 
-def _exam(given: Inputs, tokenizer: Any, config: Any) -> Exam:
-    longest = getattr(config, "max_position_embeddings", None)
-    tasks = evaluate.read_tasks(given.tasks, limit=given.task_items)
-    asked = [(task, evaluate.encode(task, tokenizer, longest=longest)) for task in tasks]
-    return Exam(tuple(asked), given.prompts)
-
-
-def _parts(progress: Progress, count: int, names: Sequence[str] = ()) -> list[Progress]:
+def parts_of(progress: Progress, count: int, names: Sequence[str] = ()) -> list[Progress]:
     """`count` callbacks that each move one part of the whole, in order."""
 
     def part(at: int) -> Progress:

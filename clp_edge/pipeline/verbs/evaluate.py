@@ -1,20 +1,25 @@
-"""eval: perplexity, KL and agreement of any models and files beside one dense model."""
+"""eval: any models and files beside one dense model.
+
+Perplexity, KL and agreement on a text; questions and the fixed prompts where they are asked for;
+and a quality gate on every path.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import clp_edge
 from clp_edge import data, evaluate
 from clp_edge.config import EvaluationConfig
-from clp_edge.errors import UsageError
-from clp_edge.models.anatomy import dissect
+from clp_edge.errors import QualityGateError, UsageError
+from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.models.source import fingerprint, load_config, load_model, load_tokenizer, locate
 from clp_edge.pipeline import provenance
 from clp_edge.pipeline.folder import hf_folder_of
 from clp_edge.pipeline.preflight import compute_dtype, device_of
-from clp_edge.pipeline.stages.evaluate import Side, quality_record
+from clp_edge.pipeline.stages.evaluate import Exam, Side, parts_of, quality_record
 from clp_edge.progress import Progress, silent
 from clp_edge.records import EvalDocument, EvaluationRecord, QualityRecord
 from clp_edge.runtimes import default_threads, open_artifact
@@ -25,18 +30,26 @@ def measure(
     evaluation: EvaluationConfig,
     *,
     dense: str | None = None,
+    sanity: bool = False,
+    gate: evaluate.QualityGate | None = None,
     threads: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     command: str = "clp-edge eval",
     progress: Progress = silent,
 ) -> EvalDocument:
-    """Judge every path on evaluation.text, the dense model first.
+    """Judge every path on evaluation.text and evaluation.tasks, the dense model first.
 
     Args: paths, Hugging Face folders (or output folders of ours), .gguf files or ONNX folders;
-        dense, the model they are compared with, by default the one that the first folder names.
-    Raises UsageError where the dense model is not known or the text is missing.
+        dense, the model they are compared with, by default the one that the first folder names;
+        sanity, whether evaluation.prompts prompts of each kind are answered; gate, what every path
+        has to reach (the document says what is missed; nothing is raised for it).
+    Raises UsageError where the dense model is not known, the text is missing, a task file is
+        wrong, or retention is asked for without a task.
     """
+    gate = gate or evaluate.QualityGate()
+    if gate.min_retention is not None and not evaluation.tasks:
+        raise UsageError("--min-retention needs questions to judge by", "give --tasks FILE.jsonl")
     folders = [hf_folder_of(path) for path in paths]
     for folder in folders:
         if not folder.exists():
@@ -55,38 +68,50 @@ def measure(
     where = device_of(device)
     kind = compute_dtype(dtype)
     tokenizer = load_tokenizer(source)
-    limit = int(getattr(load_config(source), "max_position_embeddings", 0) or evaluation.length)
+    config = load_config(source)
+    limit = int(getattr(config, "max_position_embeddings", 0) or evaluation.length)
     length = min(evaluation.length, limit)
     text = data.evaluation_text(
         evaluation.text, tokenizer, sequences=evaluation.sequences, length=length
     )
     ids = text.ids.to(where)
-    sides = len(folders) + 1
-
-    def part(number: int, name: str) -> Progress:
-        def step(done: float, total: float, note: str = "") -> None:
-            progress(number + done / total, sides, f"{name}: {note}")
-
-        return step
-
+    exam = Exam.of(
+        evaluation.tasks,
+        evaluation.task_items,
+        evaluation.prompts,
+        tokenizer=tokenizer,
+        config=config,
+    )
+    steps = iter(parts_of(progress, len(folders) + 1, [source.name, *(f.name for f in folders)]))
     model = dissect(load_model(source, dtype=kind, device=where))
     reference = evaluate.DenseReference.build(model, ids)
-    whole = Side(evaluate.measure_dense(reference, part(0, source.name)), {}, None)
+
+    def torch_side(body: Anatomy, quality: Callable[[Progress], evaluate.Quality]) -> Side:
+        speak = partial(evaluate.sample, body.model, tokenizer) if sanity else None
+        return exam.side(quality, evaluate.model_scorer(body), speak, next(steps))
+
+    whole = torch_side(model, partial(evaluate.measure_dense, reference))
     measured: dict[str, QualityRecord] = {source.name: quality_record(whole, whole)}
-    for number, folder in enumerate(folders, start=1):
-        name = str(paths[number - 1])
-        step = part(number, folder.name)
+    for folder, path in zip(folders, paths, strict=True):
         is_hf = (folder / "config.json").is_file() and not any(folder.glob("*.onnx"))
         if is_hf:
             other = dissect(load_model(locate(str(folder)), dtype=kind, device=where))
-            found_quality = evaluate.measure_model(other, ids, reference, step)
+            side = torch_side(other, partial(evaluate.measure_model, other, ids, reference))
             del other
         else:
             with open_artifact(
-                folder, threads=threads or default_threads(), context=length
+                folder,
+                threads=threads or default_threads(),
+                context=max(length, exam.tokens) if evaluation.tasks or sanity else length,
             ) as session:
-                found_quality = evaluate.measure_artifact(session, ids, reference, step)
-        measured[name] = quality_record(Side(found_quality, {}, None), whole)
+                side = exam.side(
+                    partial(evaluate.measure_artifact, session, ids, reference),
+                    session.score,
+                    partial(evaluate.sample_artifact, session, tokenizer) if sanity else None,
+                    next(steps),
+                )
+        measured[str(path)] = quality_record(side, whole)
+    judged = {str(path): measured[str(path)] for path in paths}
     return EvalDocument(
         command=command,
         version=clp_edge.__version__,
@@ -100,4 +125,16 @@ def measure(
             removed_as_leaked=text.removed_as_leaked,
         ),
         quality=measured,
+        quality_gate=gate.judge(judged) if gate.wanted else None,
     )
+
+
+def require(found: EvalDocument) -> None:
+    """Raises QualityGateError (exit code 4) where a path misses what was asked for."""
+    judged = found.quality_gate.misses if found.quality_gate is not None else {}
+    missed = [f"{name}: {miss}" for name, misses in judged.items() for miss in misses]
+    if missed:
+        raise QualityGateError(
+            f"the quality asked for is not reached: {'; '.join(missed)}",
+            "drop fewer blocks, heal more, or lower the gate",
+        )
