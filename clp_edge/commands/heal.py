@@ -34,6 +34,7 @@ def run(
     rungs: Annotated[
         str, typer.Option("--heal", help=f"How far to climb in mending the cut. {RUNGS.help()}.")
     ] = "endpoints",
+    tune_blocks: options.TuneBlocks = "near",
     calibration: options.Calibration = None,
     out: options.Out = None,
     force: options.Force = False,
@@ -59,6 +60,7 @@ def run(
             preset=preset.value,
             blocks=blocks,
             heal=rungs,
+            tune_blocks=tune_blocks,
             calibration=calibration,
             out=out,
             force=force,
@@ -82,11 +84,10 @@ def run(
         healed = done.document.heal
         assert healed is not None
         rows = [
-            (name, f"{value:.3f}" if value is not None else "not made")
+            (name, f"{value:.3f}" if value is not None else "not kept")
             for name, value in (
                 ("cut", healed.kl_cut),
-                ("refit", healed.kl_refit),
-                ("tuned", healed.kl_tuned),
+                *((rung.name, rung.kl_after if rung.kept else None) for rung in healed.rungs),
             )
         ]
         ui.table("", ("after", "KL on held-back text (nats)"), rows)

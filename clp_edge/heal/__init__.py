@@ -1,8 +1,9 @@
 """Heal: mend the cut by changing the blocks beside it, and nothing else.
 
 A ladder whose rungs all fold into existing weights: the closed-form refit of the block before the
-cut, then tuning of both endpoints. A rung that does not lower KL on held-back text is thrown away.
-Rungs stand behind one class (rung.py) and are rows of RUNGS.
+cut, local tuning of the blocks around it, then tuning of the same blocks on KL. A rung that does
+not lower KL on held-back text is thrown away. Rungs stand behind one class (rung.py) and are rows
+of RUNGS.
 
 >>> healed = heal(body, Segment(13, 18), fit, select, rungs="endpoints")    # doctest: +SKIP
 >>> healed.kl_cut, healed.kl                                                # doctest: +SKIP
@@ -21,24 +22,30 @@ import torch
 from torch import Tensor, nn
 
 from clp_edge.errors import ClpEdgeError
+from clp_edge.heal.blocks import tuned_blocks
 from clp_edge.heal.collect import collect_tail, tail_kl
-from clp_edge.heal.endpoints import ENDPOINTS, TuningPoint
+from clp_edge.heal.endpoints import ENDPOINTS
 from clp_edge.heal.ladder import climb, rungs_up_to
+from clp_edge.heal.local import LOCAL
 from clp_edge.heal.refit import REFIT
 from clp_edge.heal.rung import Job, Mended, Rung, TuningSettings
 from clp_edge.heal.tail import State, Tail
+from clp_edge.heal.train import TuningPoint
 from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.progress import Progress, silent
 from clp_edge.records import RungRecord
 from clp_edge.registry import RUNGS
 from clp_edge.segment import Segment
 
+HELD_SEQUENCES = 32
+"""of the held-back text that rungs are judged on, spread evenly: a check costs as much as steps"""
+
 __all__ = ["HealResult", "Job", "Mended", "Rung", "TuningSettings", "heal"]
 
 
 @dataclass(frozen=True)
 class HealResult:
-    """The endpoints' new weights and what each rung brought: KL on held-back text, nats."""
+    """The changed blocks' new weights and what each rung brought: KL on held-back text, nats."""
 
     method: str
     segment: Segment
@@ -97,9 +104,12 @@ class HealResult:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """collect, refit, tune, and step, the mean of one tuning step: what there was of them."""
+        """collect, refit, local, tune, and step, the mean of one step on KL: what there was."""
         found = {"collect": self.collect_seconds}
         refit, tuned = self.rung(REFIT.name), self.rung(ENDPOINTS.name)
+        local = self.rung(LOCAL.name)
+        if local is not None:
+            found["local"] = local.seconds
         if refit is not None:
             found["refit"] = refit.seconds
         if tuned is not None:
@@ -130,6 +140,7 @@ def heal(
     select: Tensor,
     *,
     rungs: str = "endpoints",
+    tune_blocks: str = "near",
     tuning: TuningSettings | None = None,
     batch: int = 4,
     seed: int = 0,
@@ -138,22 +149,32 @@ def heal(
     """Mend the removal of `segment`; the dense model itself is not changed.
 
     Args: fit and select (sequences, tokens) int64, calibration text that is trained on, and held
-        back to choose by; rungs, the last of RUNGS to climb, or "none".
+        back to choose by (an even choice of HELD_SEQUENCES); rungs, the last of RUNGS to climb, or
+        "none"; tune_blocks, which blocks tuning trains, see heal/blocks.py. A body with `autocast`
+        heals under it.
     Raises: UsageError for an unknown rung, ClpEdgeError where there is no text.
     """
     if len(fit) == 0 or len(select) == 0:
         raise ClpEdgeError("healing has no calibration text", "give more calibration text")
     wanted = rungs_up_to(rungs)
-    refusals = {rung.name: rung.refuses(body, segment) for rung in wanted}
+    tail = Tail(body, segment, tuned_blocks(tune_blocks, segment, len(body)))
+    refusals = {r.name: r.refuses(body, segment) or r.passes(tail) for r in wanted}
     notes = [f"no {r.noun}: {refusals[r.name]}" for r in wanted if refusals[r.name] is not None]
     climbed = [rung for rung in wanted if refusals[rung.name] is None]
-    tail = Tail(body, segment)
 
     began = time.perf_counter()
+    spread = torch.linspace(0, len(select) - 1, min(HELD_SEQUENCES, len(select))).round().long()
     held = collect_tail(
-        body, segment, select, batch=batch, progress=progress, note="held-back text"
+        body,
+        segment,
+        select[spread.to(select.device)],
+        entry=tail.entry,
+        teach=True,
+        batch=batch,
+        progress=progress,
+        note="held-back text",
     )
-    kl_cut = tail_kl(body, held, tail, batch=batch)
+    kl_cut = tail_kl(held, tail, batch=batch)
     if not math.isfinite(kl_cut):
         raise ClpEdgeError(
             "the cut model's logits are not finite on the held-back text", "give --dtype float32"
@@ -172,6 +193,8 @@ def heal(
             body,
             segment,
             fit,
+            entry=tail.entry,
+            reach=max(rung.reach(tail) for rung in climbed),
             observe=observe if watching else None,
             batch=batch,
             progress=progress,

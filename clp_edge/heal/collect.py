@@ -1,38 +1,45 @@
 """One dense pass over the calibration text leaves all that healing needs.
 
-For the cut [s, s+n) a pass keeps, per token: the input of block s-1 (the frozen prefix never runs
-again), the teacher (a number and a vector, see kernels/head_kl.py), and, streamed into Gram sums,
-what the closed-form refit of block s-1 needs. So no tuning step ever runs the prefix or the dense
-model.
+For the cut [s, s+n) a pass keeps, per token: the input of the tail's first block (the frozen prefix
+never runs again), the dense model's state behind the blocks that are trained (its goal), and,
+streamed into sums, what the closed-form refit of block s-1 needs. It stops there: the head is not
+run. Where the dense model's distribution is needed, `Teachers` takes it from the goal on, once per
+sequence. So no tuning step ever runs the prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from clp_edge.heal.fast_head import fast_teacher, is_fast
+from clp_edge.heal.tail import Tail
 from clp_edge.kernels.head_kl import Teacher, head_kl, teacher, token_rows
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.segment import Segment
 
 Observe = Callable[[Tensor, Tensor, Tensor], None]
-"""(MLP intermediate of block s-1, h_s, h_{s+n}) of one batch, flat over tokens."""
+"""(what the last matrix of block s-1 reads - or, in a family with a norm behind it, what that norm
+reads -, h_s, h_{s+n}) of one batch, flat over tokens."""
 
 
 @dataclass(frozen=True)
 class TailInputs:
-    """Where the tail of the cut model begins, and what it should end in."""
+    """Where the tail of the cut model begins, and what it should come to."""
 
     ids: Tensor
     """(sequences, tokens) int64"""
     entry: Tensor
     """(sequences, tokens, hidden): the input of the first block of the tail"""
-    dense: Teacher
-    """of all tokens, flat"""
+    dense: Teacher | None = None
+    """of all tokens, flat; None: `Teachers` makes it where it is wanted"""
+    goal: Tensor | None = None
+    """(sequences, tokens, hidden): what block `reach` reads in the dense model"""
+    reach: int = 0
 
     @property
     def tokens(self) -> int:
@@ -43,9 +50,43 @@ class TailInputs:
         return token_rows(sequences, self.tokens)
 
 
-def tail_blocks(segment: Segment, total: int) -> tuple[int, ...]:
-    """Ids (dense) of the blocks from the first endpoint on, without the segment."""
-    return tuple(i for i in range(max(segment.first - 1, 0), total) if i not in segment.blocks)
+@dataclass
+class Teachers:
+    """The dense model's distributions of a text, made when they are first asked for and kept."""
+
+    tail: Tail
+    inputs: TailInputs
+    light: Tensor | None = None
+    """the head's matrix in bfloat16: teach by fast products, for gradients alone"""
+    _known: dict[int, Teacher] = field(default_factory=dict, repr=False)
+
+    @torch.no_grad()
+    def of(self, sequences: Tensor) -> Teacher:
+        """Of all tokens of these sequences, flat."""
+        inputs = self.inputs
+        if inputs.dense is not None:
+            return inputs.dense.select(inputs.rows(sequences).to(inputs.entry.device))
+        missing = [i for i in sequences.tolist() if i not in self._known]
+        if missing:
+            assert inputs.goal is not None
+            pick = torch.tensor(missing)
+            _, arguments = self.tail.body.prepare(inputs.ids[pick])
+            final = self.tail.dense_end(inputs.reach, inputs.goal[pick], arguments).flatten(0, 1)
+            head = self.tail.body.head
+            if self.light is None:
+                made = teacher(head, final)
+            else:
+                made = fast_teacher(self.light, head.scale, final)
+            size = inputs.tokens
+            for row, index in enumerate(missing):
+                self._known[index] = made.select(slice(row * size, (row + 1) * size))
+        return Teacher.cat([self._known[i] for i in sequences.tolist()])
+
+
+def light_head(body: Anatomy) -> Tensor | None:
+    """The head's matrix for fast products, where the learning runs under autocast."""
+    fits = body.autocast is not None and is_fast(body.head)
+    return body.head.weight.to(body.autocast) if fits else None
 
 
 @torch.no_grad()
@@ -54,38 +95,53 @@ def collect_tail(
     segment: Segment,
     ids: Tensor,
     *,
+    entry: int | None = None,
+    reach: int | None = None,
+    teach: bool = False,
     observe: Observe | None = None,
     batch: int = 4,
     progress: Progress = silent,
     note: str = "dense pass",
 ) -> TailInputs:
-    """Run the dense model over ids (sequences, tokens); keep the tail's input and the teacher."""
+    """Run the dense model over ids (sequences, tokens) up to block `reach`, s+n by default.
+
+    Args: entry, the block whose input the tail begins with: s-1 by default; teach, go on to the
+        head and keep the dense distributions in place of the goal.
+    """
+    after = segment.last + 1
+    reach = after if reach is None else max(reach, after)
     total = len(body)
     # After a cut from block 0 on, the first block that stays reads the embeddings.
-    begin = max(segment.first - 1, 0)
+    begin = max(segment.first - 1, 0) if entry is None else entry
     entries: list[Tensor] = []
+    goals: list[Tensor] = []
     teachers: list[Teacher] = []
     inner: list[Tensor] = []
     handle = None
     if observe is not None:
-        down = body.submodule(segment.first - 1, body.family.down_projection)
-        handle = down.register_forward_pre_hook(lambda _module, inputs: inner.append(inputs[0]))
+        path = body.family.before_residual
+        handle = body.submodule(segment.first - 1, path).register_forward_pre_hook(
+            lambda _module, inputs: inner.append(inputs[0])
+        )
     try:
         for start in range(0, len(ids), batch):
             hidden, arguments = body.prepare(ids[start : start + batch])
             at_cut = hidden
             inner.clear()
-            for index in range(total):
+            for index in range((total if teach else reach) + 1):
                 if index == begin:
                     entries.append(hidden)
                 if index == segment.first:
                     at_cut = hidden
-                if index == segment.last + 1 and observe is not None:
+                if index == after and observe is not None:
                     observe(inner[0].flatten(0, 1), at_cut.flatten(0, 1), hidden.flatten(0, 1))
+                if index == reach and not teach:
+                    goals.append(hidden)
+                    break
+                if index == total:
+                    teachers.append(teacher(body.head, body.normed(hidden).flatten(0, 1)))
+                    break
                 hidden = body.run_block(index, hidden, arguments)
-            if segment.last + 1 == total and observe is not None:
-                observe(inner[0].flatten(0, 1), at_cut.flatten(0, 1), hidden.flatten(0, 1))
-            teachers.append(teacher(body.head, body.normed(hidden).flatten(0, 1)))
             progress(min(start + batch, len(ids)), len(ids), note)
     finally:
         if handle is not None:
@@ -93,25 +149,22 @@ def collect_tail(
     return TailInputs(
         ids=ids,
         entry=torch.cat(entries),
-        dense=Teacher.cat(teachers),
+        dense=Teacher.cat(teachers) if teach else None,
+        goal=None if teach else torch.cat(goals),
+        reach=total if teach else reach,
     )
 
 
 @torch.no_grad()
 def tail_kl(
-    body: Anatomy,
-    inputs: TailInputs,
-    run: Callable[..., Tensor],
-    *,
-    batch: int = 4,
-    sequences: Sequence[int] | None = None,
+    inputs: TailInputs, tail: Tail, *, batch: int = 4, sequences: Sequence[int] | None = None
 ) -> float:
     """Mean KL(dense || tail) in nats over these sequences (all by default)."""
     picks = torch.arange(len(inputs.ids)) if sequences is None else torch.tensor(list(sequences))
+    dense = Teachers(tail, inputs)
     values = []
     for pick in picks.split(batch):
-        _, arguments = body.prepare(inputs.ids[pick])
-        final = run(inputs.entry[pick], arguments)
-        dense = inputs.dense.select(inputs.rows(pick).to(final.device))
-        values.append(head_kl(body.head, dense, final.flatten(0, 1)))
+        _, arguments = tail.body.prepare(inputs.ids[pick])
+        final = tail(inputs.entry[pick], arguments)
+        values.append(head_kl(tail.body.head, dense.of(pick), final.flatten(0, 1)))
     return float(torch.cat(values).mean())

@@ -32,6 +32,7 @@ def climb(
     Returns: a record of each, and a note for each that was thrown away.
     """
     records: list[RungRecord] = []
+    cut = job.kl
     notes: list[str] = []
     for rung in rungs:
         began = time.perf_counter()
@@ -54,8 +55,9 @@ def climb(
                 kept=kept,
                 seconds=time.perf_counter() - began,
                 facts=mended.facts,
+                recovered=1.0 - mended.kl / cut if finite and cut > 0.0 else None,
             )
         )
         if kept:
-            job = replace(job, kl=mended.kl)
+            job = replace(job, kl=mended.kl, kept=(*job.kept, rung.name))
     return tuple(records), notes

@@ -12,12 +12,19 @@ mean diagonal of r²·A. The weights w keep the massive-activation tokens (pitfa
 position, a hundred times the median norm) in the fit without letting them rule it; leaving them
 out destroys the model, and weighing them fully makes it worse.
 
+Where a norm stands between the MLP and the residual stream (Gemma, OLMo 2), what is added is
+gain·z, z the normalised MLP output, and the same problem for a change delta of the gain splits
+into one for each dimension j:
+
+    delta_j = sum w e_j z_j / (sum w z_j² + lambda).
+
 The map that ReplaceMe (arXiv 2505.02819) folds into W is a special case of D.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -29,8 +36,15 @@ from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress
 from clp_edge.segment import Segment
 
-RIDGES = (0.01, 0.03, 0.1, 0.3)
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """lambda, relative to the mean diagonal of the weighted Gram; chosen on held-back text."""
+FIRST = RIDGES.index(0.01)
+"""Where the search for the least begins; with much text the least is flat (docs/LOG.md)."""
+
+
+def _products(*tensors: Tensor) -> list[Tensor]:
+    """In float32 at least: what autocast leaves is cast up before any sum."""
+    return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
 @dataclass
@@ -39,7 +53,7 @@ class RefitSums:
 
     multiplier: float = 1.0
     gram: Tensor | None = field(default=None, repr=False)
-    """A: (intermediate, intermediate) float64"""
+    """A: (intermediate, intermediate) float64; a batch's part is made in float32"""
     cross: Tensor | None = field(default=None, repr=False)
     """B: (hidden, intermediate) float64"""
     gap: float = 0.0
@@ -48,15 +62,22 @@ class RefitSums:
 
     def add(self, inner: Tensor, at_cut: Tensor, target: Tensor) -> None:
         """One batch, flat: m (tokens, intermediate), h_s and h_{s+n} (tokens, hidden)."""
-        m, goal = inner.double(), target.double()
-        e = goal - at_cut.double()
-        weight = 1.0 / goal.square().sum(dim=-1, keepdim=True).clamp_min(1e-30)
-        weighted = weight * m
-        gram, cross = m.T @ weighted, e.T @ weighted
+        m, before, goal = _products(inner, at_cut, target)
+        e = goal - before
+        root = goal.square().sum(dim=-1, keepdim=True).clamp_min(1e-30).rsqrt()
+        m, e = (root * m).to(e.dtype), root * e
+        gram, cross = (m.T @ m).double(), (e.T @ m).double()
         self.gram = gram if self.gram is None else self.gram + gram
         self.cross = cross if self.cross is None else self.cross + cross
-        self.gap += float((weight * e * e).sum())
+        self.gap += float(e.double().square().sum())
         self.tokens += len(m)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the text left numbers."""
+        return math.isfinite(self.gap) and all(
+            bool(torch.isfinite(part).all()) for part in (self.gram, self.cross) if part is not None
+        )
 
     def change(self, ridge: float) -> Tensor:
         """D (hidden, intermediate) float64 for a ridge relative to the mean diagonal."""
@@ -81,8 +102,55 @@ class RefitSums:
         return 1.0 - left / self.gap
 
 
+@dataclass
+class GainSums:
+    """The same for the gain of a norm behind the MLP: a number a dimension."""
+
+    eps: float
+    power: Tensor | None = field(default=None, repr=False)
+    """sum w z_j²: (hidden,) float64"""
+    cross: Tensor | None = field(default=None, repr=False)
+    """sum w e_j z_j: (hidden,) float64"""
+    gap: float = 0.0
+    """sum w ||e||²"""
+    tokens: int = 0
+
+    def add(self, inner: Tensor, at_cut: Tensor, target: Tensor) -> None:
+        """One batch, flat: what the norm reads, h_s and h_{s+n}: (tokens, hidden) all."""
+        x, before, goal = _products(inner, at_cut, target)
+        z = x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        e = goal - before
+        weight = 1.0 / goal.square().sum(dim=-1, keepdim=True).clamp_min(1e-30)
+        power = (weight * z * z).sum(0, dtype=torch.float64)
+        cross = (weight * e * z).sum(0, dtype=torch.float64)
+        self.power = power if self.power is None else self.power + power
+        self.cross = cross if self.cross is None else self.cross + cross
+        self.gap += float((weight * e * e).sum(dtype=torch.float64))
+        self.tokens += len(x)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the text left numbers."""
+        return math.isfinite(self.gap) and all(
+            bool(torch.isfinite(p).all()) for p in (self.power, self.cross) if p is not None
+        )
+
+    def change(self, ridge: float) -> Tensor:
+        """delta (hidden,) float64 for a ridge relative to the mean of sum w z_j²."""
+        if self.power is None or self.cross is None:
+            raise ClpEdgeError("the refit has seen no text")
+        return self.cross / (self.power + ridge * self.power.mean())
+
+    def explained(self, change: Tensor) -> float:
+        """R² as `RefitSums.explained` has it."""
+        if self.power is None or self.cross is None or self.gap == 0.0:
+            return 0.0
+        won = 2.0 * float((change * self.cross).sum()) - float((change**2 * self.power).sum())
+        return won / self.gap
+
+
 class Refit(Rung):
-    """The closed form, folded into the last matrix of the block before the cut."""
+    """The closed form, folded into the last weights of the block before the cut."""
 
     name = "refit"
     noun = "refit"
@@ -90,30 +158,37 @@ class Refit(Rung):
     def refuses(self, body: Anatomy, segment: Segment) -> str | None:
         if segment.first == 0:
             return "the cut begins at block 0, and there is no block before it"
-        if body.family.norm_after_mlp:
-            return (
-                f"in {body.family.model_type} a norm stands between the MLP's last matrix "
-                "and the residual stream, so the closed form does not apply"
-            )
-        return None
+        return body.family.no_refit or None
 
-    def watch(self, body: Anatomy, segment: Segment) -> RefitSums:
-        return RefitSums(body.residual_multiplier)
+    def watch(self, body: Anatomy, segment: Segment) -> RefitSums | GainSums:
+        if not body.family.norm_after_mlp:
+            return RefitSums(body.residual_multiplier)
+        norm = body.submodule(segment.first - 1, body.family.mlp_branch)
+        eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+        return GainSums(float(eps))
 
     def mend(self, job: Job, progress: Progress) -> Mended:
-        """Facts: the ridge of least held-back KL, and the R² that it has on the fitted text."""
+        """Facts: the ridge of least held-back KL, the R² that it has on the fitted text, and KL by
+        every lambda that was tried; none where the text left no numbers."""
         tail, sums = job.tail, job.watchers[self.name]
-        assert isinstance(sums, RefitSums)
+        assert isinstance(sums, RefitSums | GainSums)
+        if not sums.finite:
+            return Mended(math.inf)
         block = tail.trained[tail.segment.first - 1]
-        weight = block.get_submodule(tail.body.family.down_projection).get_parameter("weight")
+        weight = block.get_submodule(tail.body.family.before_residual).get_parameter("weight")
         original = best = weight.detach().clone()
         kl, ridge, explained = math.inf, math.nan, 0.0
-        for number, one in enumerate(RIDGES):
-            change = sums.change(one)
+        tried: dict[float, float] = {}
+        for one in _downhill(tried):
+            try:
+                change = sums.change(one)
+            except torch.linalg.LinAlgError:  # too little text for so small a lambda
+                tried[one] = math.inf
+                continue
             with torch.no_grad():
                 weight.copy_(original + change.to(original.dtype))
-            after = job.held_kl()
-            progress(number + 1, len(RIDGES), f"refit with lambda {one:g}: KL {after:.3f}")
+            after = tried[one] = job.held_kl()
+            progress(len(tried), len(RIDGES), f"refit with lambda {one:g}: KL {after:.3f}")
             if after < kl:  # NaN, where it overflowed, is not
                 kl, ridge, explained = after, one, sums.explained(change)
                 best = weight.detach().clone()
@@ -121,7 +196,23 @@ class Refit(Rung):
             weight.copy_(best)
         if not math.isfinite(kl):
             return Mended(math.inf)
-        return Mended(kl, {"ridge": ridge, "explained": explained})
+        curve = {f"{one:g}": tried[one] for one in sorted(tried) if math.isfinite(tried[one])}
+        return Mended(kl, {"ridge": ridge, "explained": explained, "by_ridge": curve})
+
+
+def _downhill(tried: dict[float, float]) -> Iterator[float]:
+    """Lambdas from the usual one down to smaller ones, then up, each way while KL falls."""
+    yield RIDGES[FIRST]
+    for way in (range(FIRST - 1, -1, -1), range(FIRST + 1, len(RIDGES))):
+        last = tried[RIDGES[FIRST]]
+        for index in way:
+            yield RIDGES[index]
+            now = tried[RIDGES[index]]
+            if not (now < last or not math.isfinite(last)):
+                break
+            last = now
+        if last < tried[RIDGES[FIRST]]:
+            break
 
 
 REFIT = Refit()

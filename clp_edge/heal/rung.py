@@ -24,26 +24,34 @@ from clp_edge.segment import Segment
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """Of the rungs that train. Defaults as run on the demo model (docs/LOG.md). With 112 self-
-    written sequences 1e-3 did better than 3e-4 on unseen text; with 28 it swings, 3e-4 is steady.
-    """
+    """Of the rungs that train. Defaults as run on the demo model (docs/LOG.md)."""
 
     steps: int = 100
+    """at most, of the tuning on KL; and no more than `epochs` of the text"""
     tokens: int = 512
     """of one step"""
-    learning_rate: float = 1e-3
+    rate: float = 5e-3
+    """peak learning rate of a tensor as a share of its RMS at the start: the same for a model with
+    small weights. An absolute 1e-3 suits the demo model (RMS 0.2) and wrecks one with 0.02"""
     warmup: int = 10
     weight_decay: float = 0.0
-    clip: float = 1.0
-    checks: int = 4
-    """how often held-back KL is measured on the way"""
+    clip: float = 0.2
+    """largest norm of a gradient whose tensors are each multiplied by their RMS"""
+    checks: int = 5
+    """how often held-back KL is measured on the way; training stops after two that do not fall"""
+    epochs: float = 1.5
+    local_steps: int | None = None
+    """at most, of the local rung, a third as dear as one on KL; None: three times `steps`"""
+    at_once: int = 2048
+    """tokens that are run at once; a step of more adds up its gradient from several parts"""
 
 
 class Watcher(Protocol):
     """What a rung wants to know of the dense pass over the calibration text."""
 
     def add(self, inner: Tensor, at_cut: Tensor, target: Tensor) -> None:
-        """One batch, flat over tokens: the MLP intermediate of block s-1, h_s and h_{s+n}."""
+        """One batch, flat over tokens: the MLP intermediate of block s-1 (what the norm behind the
+        MLP reads where there is one), h_s and h_{s+n}."""
         ...
 
 
@@ -52,7 +60,8 @@ class Job:
     """What a rung has to work with."""
 
     tail: Tail
-    """the cut model from the first endpoint on, as the rungs before left it; changed in place"""
+    """the cut model from its first changing block on, as the rungs before left it; changed in
+    place"""
     fit: TailInputs
     """the text to learn from"""
     held: TailInputs
@@ -65,10 +74,12 @@ class Job:
     """sequences run at once where no gradient is taken"""
     watchers: Mapping[str, Watcher] = field(default_factory=dict)
     """by rung, what `Rung.watch` returned, fed with the whole of `fit`"""
+    kept: tuple[str, ...] = ()
+    """the rungs before this one that stayed"""
 
     def held_kl(self) -> float:
         """Held-back KL of the tail as it is now, nats per token; may be NaN."""
-        return tail_kl(self.tail.body, self.held, self.tail, batch=self.batch)
+        return tail_kl(self.held, self.tail, batch=self.batch)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,14 @@ class Rung(ABC):
     def refuses(self, body: Anatomy, segment: Segment) -> str | None:
         """Why it does not apply to this cut, or None."""
         return None
+
+    def passes(self, tail: Tail) -> str | None:
+        """Why it has nothing to do with these blocks, or None."""
+        return None
+
+    def reach(self, tail: Tail) -> int:
+        """The block of the dense model whose input it wants to know, s+n at least."""
+        return tail.segment.last + 1
 
     def watch(self, body: Anatomy, segment: Segment) -> Watcher | None:
         """What is to be fed during the dense pass, if anything; asked for where it applies."""

@@ -24,7 +24,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,9 @@ class Anatomy:
     final_norm: nn.Module
     head_module: nn.Linear
     _arguments: dict[tuple[int, int], BlockArguments] = field(default_factory=dict, repr=False)
+    autocast: torch.dtype | None = None
+    """what the blocks' products are computed in where it is not the weights' dtype; norms, the
+    residual stream and the head stay in the weights' own (models/precision.py)"""
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -149,7 +152,14 @@ class Anatomy:
 
     def run_block(self, index: int, hidden: Tensor, arguments: BlockArguments) -> Tensor:
         """Block `index` of this model on hidden (batch, tokens, hidden)."""
-        return _hidden(self.blocks[index](hidden, **arguments[index]))
+        with self.precision():
+            return _hidden(self.blocks[index](hidden, **arguments[index]))
+
+    def precision(self) -> AbstractContextManager[object]:
+        """The autocast that blocks run under, if any."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.embedding.weight.device.type, dtype=self.autocast)
 
     def run_blocks(
         self,
@@ -165,7 +175,8 @@ class Anatomy:
             if block is None:
                 hidden = self.run_block(index, hidden, arguments)
             else:
-                hidden = _hidden(block(hidden, **arguments[index]))
+                with self.precision():
+                    hidden = _hidden(block(hidden, **arguments[index]))
         return hidden
 
     def normed(self, hidden: Tensor) -> Tensor:

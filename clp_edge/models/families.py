@@ -47,6 +47,16 @@ class Family:
 
 
 def _sandwich(model_type: str) -> Family:
+    no_refit: str = ""
+    """Why the closed-form refit cannot mend this family; empty where it can."""
+    found: bool = False
+    """Whether the row was found by looking (`generic`) and is none of the table below."""
+
+    @property
+    def before_residual(self) -> str:
+        """Block-relative: the last module with weights before the MLP's branch is added: what the
+        closed-form refit changes."""
+        return self.mlp_branch if self.norm_after_mlp else self.down_projection
     """Gemma 2 and 3: a norm before and after each branch."""
     return Family(
         model_type,

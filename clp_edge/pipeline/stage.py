@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ import torch
 import clp_edge
 from clp_edge.config import CompressConfig, digest
 from clp_edge.models.anatomy import Anatomy, dissect
+from clp_edge.models.precision import NO_AUTOCAST, Learning
+from clp_edge.models.precision import choose as choose_learning
 from clp_edge.models.source import Source, load_model
-from clp_edge.pipeline.folder import OutputFolder
+from clp_edge.pipeline.folder import STATE, OutputFolder
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.progress import Observer, Progress
 
@@ -84,6 +87,8 @@ class Ground:
     """what torch computes in"""
     stored: torch.dtype
     """what the source keeps its weights in, and so the healed folder"""
+    learning: Learning = NO_AUTOCAST
+    """what the stages that learn run under"""
 
     @classmethod
     def of(cls, config: CompressConfig, plan: Plan) -> Ground:
@@ -95,6 +100,7 @@ class Ground:
             device=plan.device,
             compute=plan.compute,
             stored=plan.stored,
+            learning=choose_learning(config.dtype, plan.device, kept=_kept_learning(config, plan)),
         )
 
     @property
@@ -111,7 +117,19 @@ class Ground:
             self.device,
             str(self.compute),
             str(self.stored),
+            str(self.learning.dtype),
         )
+
+
+def _kept_learning(config: CompressConfig, plan: Plan) -> str | None:
+    """What the run that is resumed in this folder began with, on this machine or another."""
+    if config.force or not config.resume:
+        return None
+    try:
+        said = json.loads((plan.out / STATE).read_text())["learning"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return said if isinstance(said, str) else None
 
 
 def stage_keys(
@@ -176,6 +194,11 @@ class Context:
     def body(self) -> Anatomy:
         """The dense model taken apart."""
         return dissect(self.model())
+
+    def learner(self) -> Anatomy:
+        """The dense model as the stages that learn run it; what is reported is measured on `body`.
+        """
+        return dataclasses.replace(self.body(), autocast=self.ground.learning.dtype)
 
     def let_go(self) -> None:
         """Free the dense model before a child process needs the memory."""

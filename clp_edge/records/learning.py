@@ -135,6 +135,8 @@ class HealRecord:
     """ids of the dense model"""
     kl_cut: float | None
     kl_refit: float | None
+    recovered: float | None = None
+    """the share of the nats lost by the cut that have come back after it"""
     kl_tuned: float | None
     seconds: float
     ridge: float | None = None
@@ -144,6 +146,8 @@ class HealRecord:
     notes: tuple[str, ...] = ()
     """what was left out, and why"""
     parts: dict[str, float] = field(default_factory=dict)
-    """seconds of collect, refit, tune; and of one tuning step"""
+    """seconds of collect, refit, local, tune; and of one step on KL"""
     rungs: tuple[RungRecord, ...] = ()
     """those that were climbed, in order; one that does not apply to this cut is in `notes`"""
+    precision: str = ""
+    """the autocast that the model ran under while it was mended, and why"""

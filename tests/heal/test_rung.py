@@ -92,14 +92,19 @@ def healed(rungs: str, **tuning) -> HealResult:
         random_ids(12, 40, seed=1),
         random_ids(4, 40, seed=2),
         rungs=rungs,
-        tuning=TuningSettings(**{"steps": 4, "tokens": 80, **tuning}),
+        tuning=TuningSettings(**{"steps": 4, "local_steps": 3, "tokens": 80, **tuning}),
     )
 
 
 def test_a_toy_rung_stands_on_those_before_it_and_is_kept_where_it_helps() -> None:
     before = healed("endpoints")
     with RUNGS.temporarily("norms", Norms(0.5, 0.97, 1.03, 2.0), "scale a norm"):
-        assert [rung.name for rung in rungs_up_to("norms")] == ["refit", "endpoints", "norms"]
+        assert [rung.name for rung in rungs_up_to("norms")] == [
+            "refit",
+            "local",
+            "endpoints",
+            "norms",
+        ]
         found = healed("norms")
     toy = found.rung("norms")
     assert toy is not None
@@ -155,7 +160,7 @@ def test_a_rung_that_asks_sees_the_whole_dense_pass_and_one_that_refuses_is_left
 def test_the_rungs_come_in_the_order_of_the_rows() -> None:
     assert rungs_up_to("none") == ()
     assert [rung.name for rung in rungs_up_to("refit")] == ["refit"]
-    assert [rung.name for rung in rungs_up_to("Endpoints")] == ["refit", "endpoints"]
+    assert [rung.name for rung in rungs_up_to("Endpoints")] == ["refit", "local", "endpoints"]
     for name in RUNGS.names():
         assert rungs_up_to(name)[-1].name == name
 
@@ -169,7 +174,7 @@ def test_nothing_is_climbed_with_none() -> None:
 
 
 def test_a_tuning_that_ends_in_no_number_leaves_records_that_can_be_read() -> None:
-    found = healed("endpoints", learning_rate=1e30, warmup=1, clip=1e30)
+    found = healed("endpoints", rate=1e30, warmup=1, clip=1e30)
     tuned = found.rung("endpoints")
     assert tuned is not None
     assert tuned.kl_after is None
@@ -191,5 +196,5 @@ def test_the_configuration_and_the_help_know_the_rows() -> None:
         text = help_of_compress()
     for row in ("none: the cut as it is", "refit: the block before", "norms: scale a norm"):
         assert row in text
-    with pytest.raises(UsageError, match=r"known: none, refit, endpoints$"):
+    with pytest.raises(UsageError, match=r"known: none, refit, local, endpoints$"):
         HealConfig("norms")

@@ -47,17 +47,20 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Cali
             seed=ground.seed,
         )
     else:
-        found = data.write_own_text(
-            context.model(),
-            ground.tokenizer,
-            sequences=given.sequences,
-            length=given.length,
-            seed=ground.seed,
-            batch=OWN_TEXT_BATCH,
-            progress=progress,
-            cache_dir=cache_folder(),
-            fingerprint=ground.fingerprint,
-        )
+        kind = ground.learning.dtype
+        with context.learner().precision():
+            found = data.write_own_text(
+                context.model(),
+                ground.tokenizer,
+                sequences=given.sequences,
+                length=given.length,
+                seed=ground.seed,
+                batch=OWN_TEXT_BATCH,
+                progress=progress,
+                cache_dir=cache_folder(),
+                # other roundings write another text
+                fingerprint=ground.fingerprint if kind is None else f"{ground.fingerprint} {kind}",
+            )
     progress(1, 1, f"{found.sequences} sequences of {given.length} tokens")
     parts = {"fit": found.fit, "select": found.select, "report": found.report}
     save_file(parts, str(room / TENSORS))

@@ -1,4 +1,4 @@
-"""Heal: the endpoints' new weights."""
+"""Heal: the new weights of the blocks around the cut."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clp_edge.config import CompressConfig
 from clp_edge.heal import HealResult, TuningSettings, heal
+from clp_edge.heal.blocks import tuned_blocks
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import Context, Stage
 from clp_edge.pipeline.stages import calibrate, search
@@ -27,22 +28,28 @@ class Inputs:
     rungs: str
     steps: int
     rate: float
+    tune_blocks: str
 
 
 def inputs(config: CompressConfig, plan: Plan) -> Inputs:
-    return Inputs(config.heal.rungs, config.heal.steps, config.heal.rate)
+    """Raises UsageError where --tune-blocks names a block that is not there."""
+    asked, named = config.heal, config.cut.segment
+    if asked.named_blocks and named is not None:
+        tuned_blocks(asked.tune_blocks, named, plan.blocks)
+    return Inputs(asked.rungs, asked.steps, asked.rate, asked.tune_blocks)
 
 
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> HealRecord:
     began = time.perf_counter()
     text = calibrate.calibration(context)
     found = heal(
-        context.body(),
+        context.learner(),
         search.segment(context),
         text.fit.to(context.ground.device),
         text.select.to(context.ground.device),
         rungs=given.rungs,
-        tuning=TuningSettings(steps=given.steps, learning_rate=given.rate),
+        tune_blocks=given.tune_blocks,
+        tuning=TuningSettings(steps=given.steps, rate=given.rate),
         seed=context.ground.seed,
         progress=progress,
     )
@@ -66,6 +73,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Heal
         notes=found.notes,
         parts=found.seconds,
         rungs=found.rungs,
+        precision=context.ground.learning.name,
         seconds=time.perf_counter() - began,
     )
 

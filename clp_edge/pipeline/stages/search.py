@@ -53,7 +53,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Sear
     wanted = max(1, given.tokens // text.length)
     ids = torch.cat([text.select, text.fit])[:wanted]
     found = search(
-        context.body(),
+        context.learner(),
         ids.to(context.ground.device),
         count=given.count,
         method="exact" if named else given.method,
