@@ -3,92 +3,198 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clp_edge.commands import options
 from clp_edge.commands.frame import import_torch, opened
+from clp_edge.errors import UsageError
 from clp_edge.progress import Interruptible
+
+if TYPE_CHECKING:
+    from clp_edge.records import BenchRecord
+    from clp_edge.ui import Ui
+
+OUTPUTS = ("table", "md", "json", "jsonl", "csv")
 
 
 def run(
     paths: Annotated[
-        list[Path], typer.Argument(help=".gguf files, ONNX folders or Hugging Face folders.")
-    ],
+        list[Path] | None,
+        typer.Argument(help=".gguf files, ONNX folders or Hugging Face folders."),
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(help="The file that all others are compared with. [default: dense ones]"),
     ] = None,
-    prompt: Annotated[int, typer.Option("--prompt", "-p", help="Tokens of the prompt.")] = 512,
-    generate: Annotated[int, typer.Option("--generate", "-n", help="Tokens to generate.")] = 128,
-    depth: Annotated[int, typer.Option("--depth", "-d", help="Tokens already in the cache.")] = 0,
-    rounds: Annotated[int, typer.Option(help="Measured rounds; 6 is the least for 95 %.")] = 8,
-    budget: Annotated[float, typer.Option(help="Seconds that it may take in all.")] = 180.0,
-    seed: options.Seed = 0,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            "--prompt", "-p", help="Tokens of the prompt; several as 128,512: each a test."
+        ),
+    ] = "512",
+    generate: Annotated[
+        str, typer.Option("--generate", "-n", help="Tokens to generate, as 32,128.")
+    ] = "128",
+    depth: Annotated[
+        str, typer.Option("--depth", "-d", help="Tokens already in the cache, as 0,512.")
+    ] = "0",
+    rounds: Annotated[int, typer.Option(help="Measured rounds; 6 is the least for 95 %.")] = 20,
+    budget: Annotated[
+        float, typer.Option("--time-budget", "--budget", help="Seconds that it may take in all.")
+    ] = 180.0,
+    delay: Annotated[
+        float, typer.Option(help="Seconds to cool down before each measurement.")
+    ] = 0.0,
     threads: options.Threads = None,
+    cpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Processors to pin to, as 0-3 or 0,2. [default: one of each core, fastest first]"
+        ),
+    ] = None,
+    gpu_layers: options.GpuLayers = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where torch computes a Hugging Face folder: auto, cpu or cuda.")
+    ] = "auto",
+    output: Annotated[
+        str,
+        typer.Option("--output", "-o", help="table, md, json (each round), jsonl or csv (a row)."),
+    ] = "table",
+    append: Annotated[
+        Path | None,
+        typer.Option(help="Add the whole record, with date, device and versions, to this file."),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Measure nothing: two earlier benches beside each other."),
+    ] = None,
+    seed: options.Seed = 0,
     json_output: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure prefill, decode and time to first token, interleaved, with honest intervals.
 
-    Example: clp-edge bench dense.Q4_K_M.gguf pruned.Q4_K_M.gguf --threads 4
+    Example: clp-edge bench dense.Q4_K_M.gguf pruned.Q4_K_M.gguf -p 128,512 --threads 4
     """
-    with opened(json=json_output, quiet=quiet, debug=debug) as ui:
+    form = "json" if json_output and output == "table" else output
+    with opened(json=form == "json", quiet=quiet, debug=debug) as ui:
+        if form not in OUTPUTS or (json_output and form != "json"):
+            given = f"--json with -o {form}" if json_output else f"-o {form}"
+            raise UsageError(f"cannot write {given}", f"take one of {', '.join(OUTPUTS)}")
+        if compare is not None:
+            if paths:
+                raise UsageError("--compare measures nothing", "give --compare A B without files")
+            _compare(ui, compare, form)
+            return
+        if not paths:
+            raise UsageError("nothing to measure", "give .gguf files or model folders")
         import_torch()
-        from clp_edge.bench.runner import BenchSettings
+        from clp_edge.bench import history
+        from clp_edge.bench.affinity import parse_cpus
+        from clp_edge.bench.settings import BenchSettings
         from clp_edge.pipeline.verbs.bench import bench
-        from clp_edge.records import to_plain
+        from clp_edge.runtimes import parse_gpu_layers
 
+        try:
+            pinned = None if cpus is None else parse_cpus(cpus)
+        except ValueError as error:
+            raise UsageError(f"cannot read --cpus {cpus!r}", "give a list as 0-3 or 0,2") from error
         settings = BenchSettings(
-            prompt=prompt,
-            generate=generate,
-            depth=depth,
+            prompt=_numbers("--prompt", prompt),
+            generate=_numbers("--generate", generate),
+            depth=_numbers("--depth", depth),
             rounds=rounds,
             threads=threads,
             seed=seed,
             time_budget_s=budget,
+            delay_s=delay,
+            cpus=pinned,
+            gpu_layers=parse_gpu_layers(gpu_layers),
+            device=device,
         )
+        if append is not None:
+            history.check_appendable(append)
         with Interruptible(ui) as observer, observer.stage(1, 1, "Bench") as progress:
             measured = bench(paths, settings, baseline=baseline, progress=progress)
-        if json_output:
-            ui.print_json(to_plain(measured))
-        rows = []
-        for one in measured.runs:
-            cells = [
-                f"{found.median:.1f} ({found.low:.1f} to {found.high:.1f})"
-                if (found := one.summary.get(name)) is not None
-                else "not measured"
-                for name in ("prefill_tps", "decode_tps", "ttft_ms")
-            ]
-            test = f"pp{one.test.prompt} tg{one.test.generate} @ d{one.test.depth}"
-            memory = "not measured" if one.peak_rss_mib is None else f"{one.peak_rss_mib:.0f} MiB"
-            rows.append((one.artifact, one.runtime, one.backend, test, *cells, memory))
-        ui.table(
-            f"{measured.settings.rounds} rounds, {measured.settings.threads} threads",
-            (
-                "file",
-                "runtime",
-                "on",
-                "test",
-                "prefill t/s",
-                "decode t/s",
-                "first token ms",
-                "memory",
-            ),
-            rows,
-        )
-        for pair in measured.speedup:
-            ui.result(
-                f"{pair.after} against {pair.before}: decode {pair.decode.median:.2f}x "
-                f"({pair.decode.low:.2f} to {pair.decode.high:.2f}, "
-                f"{100 * pair.confidence:.0f} %, n {pair.n}), prefill {pair.prefill.median:.2f}x"
-            )
-        for one in measured.runs:
-            if one.status != "ok":
-                ui.warn(f"{one.artifact}: {one.reason}")
-        for text in measured.warnings:
-            ui.warn(text)
+        if append is not None:
+            history.append(append, measured)
+        _show(ui, measured, form)
         if all(one.status != "ok" for one in measured.runs):
             raise typer.Exit(1)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"cannot read {option} {text!r}", "give whole numbers with commas between, as 128,512"
+        ) from None
+
+
+def _show(ui: Ui, measured: BenchRecord, form: str) -> None:
+    from clp_edge.bench import formats
+    from clp_edge.records import to_plain
+
+    if form == "json":
+        ui.print_json(to_plain(measured))
+    writers = {"md": formats.as_markdown, "csv": formats.as_csv, "jsonl": formats.as_jsonl}
+    if form in writers:
+        for line in writers[form](measured).splitlines():
+            ui.result(line)
+    if form == "table":
+        rows = [formats.run_cells(one) for one in measured.runs]
+        ui.table(formats.conditions(measured), formats.HEADER, rows)
+        if measured.speedup:
+            pairs = [formats.pair_cells(pair) for pair in measured.speedup]
+            ui.table("round by round", formats.PAIR_HEADER, pairs)
+        for text in formats.notes(measured):
+            ui.result(text)
+    if form != "md":  # where they are part of the text
+        for text in (*formats.failures(measured), *measured.warnings):
+            ui.warn(text)
+
+
+def _compare(ui: Ui, files: tuple[Path, Path], form: str) -> None:
+    from clp_edge.bench import history
+    from clp_edge.bench.compare import compare
+
+    found = compare(*(history.read(path) for path in files))
+    if form == "json":
+        ui.print_json(found)
+        return
+    if form != "table":
+        raise UsageError(f"--compare has no -o {form}", "take table or json")
+    rows = []
+    for one in found.rows:
+        names = one.artifact
+        if one.other_artifact != one.artifact:
+            names = f"{one.artifact} / {one.other_artifact}"
+        for name, metric, unit in (
+            ("prefill", "prefill_tps", "t/s"),
+            ("decode", "decode_tps", "t/s"),
+            ("ttft", "ttft_ms", "ms"),
+        ):
+            ratio = one.ratios.get(name)
+            if ratio is None:
+                continue
+            change = f"{ratio.median:.3f}x ({ratio.low:.3f} to {ratio.high:.3f})"
+            sure = f"{ratio.confidence:.0%} at least"
+            medians = (f"{side[metric]:.1f} {unit}" for side in (one.first, one.second))
+            verdict = "differs" if ratio.differs else "may be the same"
+            rows.append((names, one.runtime, one.test, name, *medians, change, sure, verdict))
+    ui.table(
+        f"A: {files[0]}, B: {files[1]}",
+        ("file", "runtime", "test", "what", "A", "B", "B over A", "sure", "so it"),
+        rows,
+    )
+    ui.result(found.note)
+    for text in found.differences:
+        ui.result(f"differs: {text}")
+    for text in found.unmatched:
+        ui.warn(text)
+    if not found.rows:
+        raise UsageError("the two benches have no file and test in common", "see what each holds")

@@ -16,6 +16,12 @@ class TestRecord:
     generate: int
     depth: int
 
+    @property
+    def name(self) -> str:
+        """As llama-bench writes it: pp512 tg128, and the depth where there is one."""
+        deep = f" @ d{self.depth}" if self.depth else ""
+        return f"pp{self.prompt} tg{self.generate}{deep}"
+
 
 @dataclass(frozen=True)
 class SummaryRecord:
@@ -106,6 +112,13 @@ class RunRecord:
     mbu: float | None
     energy: EnergyRecord | None = None
     memory: MemoryRecord | None = None
+    gpu_layers: int | None = None
+    """layers that the GPU computes, of `layers` (the blocks and the head); None: no such choice"""
+    layers: int | None = None
+    backend_reason: str | None = None
+    """why it computes there"""
+    token_ms: tuple[tuple[float, ...], ...] = ()
+    """of each generated token, a list a round"""
 
 
 @dataclass(frozen=True)
@@ -172,10 +185,18 @@ class BenchSettingsRecord:
     time_budget_s: float | None = None
     seed: int | None = None
     order: tuple[tuple[str, ...], ...] = ()
-    """the artifacts of each round, as they were timed"""
+    """the artifacts of each round (with the test, where there are several), as they were timed"""
     seconds: float | None = None
     memory: str = ""
     """what peak memory means here"""
+    cpus: tuple[int, ...] | None = None
+    """the processors that every child was pinned to; None: not pinned"""
+    delay_s: float = 0.0
+    """slept before each measurement, for cooling"""
+    timed: str = ""
+    """what lies inside of the timed parts"""
+    energy: str = ""
+    """what the energy covers, or why it was not measured"""
 
 
 @dataclass(frozen=True)
@@ -189,3 +210,7 @@ class BenchRecord:
     speedup: tuple[SpeedupRecord, ...]
     warnings: tuple[str, ...] = ()
     heat: HeatRecord | None = None
+    taken: str | None = None
+    """when, UTC, as 2026-11-25T03:00:00Z"""
+    versions: dict[str, str] = field(default_factory=dict)
+    """of clp-edge and of Python; those of the runtimes are in the runs"""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +21,12 @@ from clp_edge.bench.ceiling import (
 )
 from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
 from clp_edge.errors import RuntimeDiedError, UsageError
+from clp_edge.export.gguf import tokenizer as tokenizers
+from clp_edge.export.gguf.writer import write_f16
 from clp_edge.records import BandwidthRecord, BenchRecord, TestRecord, from_plain, to_plain
-from clp_edge.runtimes import ArtifactInfo, Timing
+from clp_edge.runtimes import ArtifactInfo, Timing, open_artifact
 from tests.bench.test_ceiling import write_gguf
+from tests.export.models import tiny_folder
 
 BANDWIDTH = BandwidthRecord(
     gb_per_s=10.0,
@@ -37,6 +44,8 @@ class World:
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     opened: list[tuple[str, int, int]] = field(default_factory=list)
+    how: list[dict[str, Any]] = field(default_factory=list)
+    tests: list[tuple[int, int, int]] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     now: float = 0.0
     slow_start: int = 0
@@ -47,11 +56,13 @@ class FakeSession:
     def __init__(self, world: World, name: str, speed: float, dies_at: int | None, backend: str):
         self.world, self.name, self.speed, self.dies_at = world, name, speed, dies_at
         self.runs = 0
-        self.info = ArtifactInfo("fake", "1.0", backend, "llama", 5, 1024, 320, 12.5, 1000)
+        about = ("fake", "1.0", backend, "llama", 5, 1024, 320, 12.5, 1000, 2, "asked for")
+        self.info = ArtifactInfo(*about)
 
     def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
         self.runs += 1
         self.world.calls.append((self.name, seed))
+        self.world.tests.append((prompt, generate, depth))
         if self.runs == self.dies_at:
             raise RuntimeDiedError(f"llama.cpp died while it ran {self.name}", "signal 6")
         # Every run of the world is slower than the last one: drift that hits all alike.
@@ -62,7 +73,8 @@ class FakeSession:
         prefill = prompt / (10 * self.speed) * drift
         decode = generate / self.speed * drift
         self.world.now += prefill + decode
-        return Timing(prompt, generate, depth, prefill, prefill * 1000 + 5, decode)
+        each = (decode / generate * 1e3,) * generate
+        return Timing(prompt, generate, depth, prefill, prefill * 1000 + 5, decode, each)
 
     def peak_rss_mib(self) -> float:
         return self.speed + 100.0
@@ -75,7 +87,8 @@ def bench(world: World, specs: list[tuple], settings: BenchSettings, folder: Pat
     """specs: (name, variant, target, speed, dies_at, backend)."""
     known = {spec[0]: spec for spec in specs}
 
-    def open_artifact(path: Path, *, threads: int | None, context: int) -> FakeSession:
+    def open_artifact(path: Path, *, threads: int | None, context: int, **how: Any) -> FakeSession:
+        world.how.append(how)
         name, _, _, speed, dies_at, backend = known[path.stem]
         if dies_at == 0:
             raise RuntimeDiedError(f"llama.cpp could not load {name}")
@@ -94,6 +107,16 @@ def bench(world: World, specs: list[tuple], settings: BenchSettings, folder: Pat
         root=folder,
         **extra,
     )
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tmp_path_factory):
+    """A random Llama of two blocks as an F16 file."""
+    folder, model, hf = tiny_folder(tmp_path_factory.mktemp("bench") / "llama", blocks=2)
+    path = folder.parent / "model.gguf"
+    entries = tokenizers.entries(model.config, hf)
+    write_f16(folder, path, config=model.config, tokenizer_entries=entries, metadata={})
+    return path
 
 
 DENSE = ("dense", "dense", "gguf-q4_0", 50.0, None, "CPU")
@@ -360,6 +383,140 @@ def test_the_context_holds_the_longer_part_after_the_depth(tmp_path):
     assert world.opened[0][2] >= 140
 
 
+def test_each_combination_of_the_lists_is_a_test_of_its_own(tmp_path):
+    dense = read_card(write_gguf(tmp_path / "dense.gguf", 5))
+    healed = read_card(write_gguf(tmp_path / "healed.gguf", 4))
+    settings = BenchSettings((64, 32), (16, 8), (0, 100), rounds=6, threads=1, time_budget_s=None)
+    world = World()
+    result = bench(world, [DENSE, HEALED], settings, tmp_path)
+    wanted = [(64, 16, 0), (64, 8, 0), (32, 16, 0), (32, 8, 0)]
+    wanted += [(p, n, 100) for p, n, _ in wanted]
+    assert [(t.prompt, t.generate, t.depth) for t in settings.tests] == wanted
+    assert settings.tests[0].name == "pp64 tg16"
+    assert settings.tests[-1].name == "pp32 tg8 @ d100"
+    assert [(r.artifact, r.test) for r in result.runs] == [
+        (name, test) for name in ("dense", "healed") for test in settings.tests
+    ]
+    assert all(len(run.decode_tps) == 6 for run in result.runs)
+    assert [pair.test for pair in result.speedup] == list(settings.tests)
+    for pair in result.speedup:
+        assert pair.decode.median == pytest.approx(1.2)
+        depth = mean_decode_depth(pair.test.generate, pair.test.depth)
+        assert pair.decode.ideal == pytest.approx(ideal_decode(dense, healed, depth))
+    assert world.opened[0][2] == 100 + 64 + 1
+    # A pair is measured one right after the other, the tests in another order each round.
+    counted = world.tests[2 * 8 * result.settings.warmup_rounds :]
+    assert counted[0::2] == counted[1::2]
+    rounds = {tuple(counted[i : i + 16 : 2]) for i in range(0, 96, 16)}
+    assert len(rounds) > 1
+    assert all(sorted(one) == sorted(wanted) for one in rounds)
+    assert len(result.settings.order[0]) == 16
+    assert "dense pp32 tg8 @ d100" in result.settings.order[0]
+    assert from_plain(to_plain(result), BenchRecord) == result
+
+
+def test_several_tests_are_shortened_together(tmp_path):
+    slow = [(*DENSE[:3], 2.0, None, "CPU"), (*HEALED[:3], 2.4, None, "CPU")]
+    settings = BenchSettings((256, 512), 128, rounds=6, threads=1, time_budget_s=180.0)
+    result = bench(World(), slow, settings, tmp_path)
+    tests = [run.test for run in result.runs if run.artifact == "dense"]
+    assert len(tests) == 2
+    assert tests[0].prompt < tests[1].prompt < 512
+    assert any("the others in the same measure" in text for text in result.warnings)
+
+
+def test_the_delay_is_slept_before_each_measurement_and_counts_in_the_budget(tmp_path):
+    world, slept = World(), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        world.now += seconds
+
+    settings = BenchSettings(8, 8, rounds=50, threads=1, time_budget_s=60.0, delay_s=1.5)
+    result = bench(world, [DENSE, HEALED], settings, tmp_path, sleep=sleep)
+    timed = 2 * (result.settings.warmup_rounds + result.settings.rounds)
+    assert slept.count(1.5) == timed
+    assert 6 <= result.settings.rounds < 20
+    assert world.now <= 60.0
+    assert result.settings.delay_s == 1.5
+
+
+def test_fewer_than_two_rounds_give_no_pair_and_say_so(tmp_path):
+    settings = BenchSettings(8, 8, rounds=1, threads=1)
+    result = bench(World(), [DENSE, HEALED], settings, tmp_path)
+    assert [run.status for run in result.runs] == ["ok", "ok"]
+    assert result.speedup == ()
+    assert any("fewer than two rounds" in text for text in result.warnings)
+    two = bench(World(), [DENSE, HEALED], BenchSettings(8, 8, rounds=2, threads=1), tmp_path)
+    assert two.speedup[0].n == 2
+    assert not any("fewer than two" in text for text in two.warnings)
+
+
+def test_every_artifact_gets_the_same_processors_and_its_share_of_the_gpu(tmp_path):
+    world = World()
+    settings = BenchSettings(8, 8, rounds=2, threads=1, cpus=(3,), gpu_layers=7, device="cpu")
+    result = bench(world, [DENSE, HEALED], settings, tmp_path)
+    assert result.settings.cpus == (3,)
+    assert [how["cpus"] for how in world.how] == [(3,), (3,)]
+    assert [how["gpu_share"] for how in world.how] == [0.5, 1.0]
+    assert {(how["gpu_layers"], how["device"]) for how in world.how} == {(7, "cpu")}
+    # More threads than there are processors are not pinned.
+    many = bench(World(), [DENSE], BenchSettings(8, 8, rounds=2, threads=10_000), tmp_path)
+    assert many.settings.cpus is None
+
+
+def test_tokens_dates_and_versions_are_kept(tmp_path):
+    result = bench(World(), [DENSE], BenchSettings(8, 4, rounds=3, threads=1), tmp_path)
+    run = result.runs[0]
+    assert [len(ms) for ms in run.token_ms] == [4, 4, 4]
+    for tokens, speed in zip(run.token_ms, run.decode_tps, strict=True):
+        assert sum(tokens) == pytest.approx(4e3 / speed, rel=1e-3)
+    assert (run.gpu_layers, run.layers, run.backend_reason) == (2, 6, "asked for")
+    assert result.taken.endswith("Z")
+    assert set(result.versions) == {"clp-edge", "python"}
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGABRT, signal.SIGILL])
+def test_a_child_that_a_signal_ends_is_a_row_and_the_others_go_on(tmp_path, tiny_gguf, kind):
+    killed = []
+
+    def open_and_kill(path, **how):
+        session = open_artifact(path, **how)
+        if path.stem == "killed":
+            real = session.time_once
+
+            def time_once(**what):
+                if killed:
+                    os.kill(session.pid, kind)
+                killed.append(1)
+                return real(**what)
+
+            session.time_once = time_once
+        return session
+
+    paths = {name: tmp_path / f"{name}.gguf" for name in ("killed", "fine", "text")}
+    for name in ("killed", "fine"):
+        shutil.copy(tiny_gguf, paths[name])
+    paths["text"].write_text("no model at all")
+    items = [BenchItem(name, path, "dense", "gguf-f16") for name, path in paths.items()]
+    result = run_bench(
+        items,
+        BenchSettings(8, 4, rounds=3, threads=1, time_budget_s=60.0),
+        open_artifact=open_and_kill,
+        measure_bandwidth=lambda threads: None,
+        root=tmp_path,
+    )
+    rows = {run.artifact: run for run in result.runs}
+    assert rows["killed"].status == "failed"
+    assert kind.name in rows["killed"].reason
+    assert "no artifact that a runtime opens" in rows["text"].reason
+    assert rows["fine"].status == "ok"
+    assert len(rows["fine"].decode_tps) == 3
+    assert rows["fine"].load_ms > 0
+    assert len(rows["fine"].token_ms[0]) == 4
+
+
 def test_progress_never_runs_past_its_total_and_ends_full(tmp_path):
     seen: list[tuple[float, float, str]] = []
 
@@ -381,6 +538,11 @@ def test_wrong_settings_name_themselves(tmp_path):
         {"warmup_rounds": 0},
         {"threads": 0},
         {"time_budget_s": 0.0},
+        {"prompt": ()},
+        {"depth": (0, -1)},
+        {"delay_s": -1.0},
+        {"delay_s": float("nan")},
+        {"device": "tpu"},
     ):
         with pytest.raises(UsageError):
             BenchSettings(**wrong)

@@ -59,7 +59,8 @@ def _told(path: Path, first: Path) -> tuple[Variant, str]:
 def _said(path: Path) -> tuple[Variant, str]:
     """What a file says of itself: the side it is on, and the target it was written for."""
     if path.is_dir():
-        kind = "onnx" if (path / "genai_config.json").is_file() else HF_TARGET
+        kinds = (("onnx", "genai_config.json"), ("onnx-optimum", "model.onnx"))
+        kind = next((name for name, file in kinds if (path / file).is_file()), HF_TARGET)
         return ("healed" if provenance.read(path) is not None else "dense"), kind
     try:
         header = read_header(path)
