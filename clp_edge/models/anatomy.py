@@ -23,6 +23,7 @@ True
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -31,9 +32,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clp_edge.errors import ClpEdgeError
 from clp_edge.kernels.head_kl import Head
-from clp_edge.models.families import Family, family_of
+from clp_edge.models.families import FAMILIES, Family, refusal
+from clp_edge.models.generic import find_family
 
 BlockArguments = list[dict[str, Any]]
 
@@ -58,10 +59,10 @@ class Anatomy:
     embedding: nn.Embedding
     final_norm: nn.Module
     head_module: nn.Linear
-    _arguments: dict[tuple[int, int], BlockArguments] = field(default_factory=dict, repr=False)
     autocast: torch.dtype | None = None
     """what the blocks' products are computed in where it is not the weights' dtype; norms, the
     residual stream and the head stay in the weights' own (models/precision.py)"""
+    _arguments: dict[tuple[int, int], BlockArguments] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -89,12 +90,14 @@ class Anatomy:
     def head(self) -> Head:
         """The head as tensors: weight (vocabulary, hidden), bias, logit scale and soft cap."""
         divisor = self.family.logit_divisor
+        multiplier = self.family.logit_multiplier
+        multiplied = float(getattr(self.config, multiplier)) if multiplier else 1.0
         softcap = self.family.logit_softcap
         cap = getattr(self.config, softcap, None) if softcap else None
         return Head(
             weight=self.head_module.weight,
             bias=self.head_module.bias,
-            scale=1.0 / float(getattr(self.config, divisor)) if divisor else 1.0,
+            scale=multiplied / (float(getattr(self.config, divisor)) if divisor else 1.0),
             softcap=float(cap) if cap else None,
         )
 
@@ -112,17 +115,14 @@ class Anatomy:
         recorded: BlockArguments = [{} for _ in self.blocks]
         first: list[Tensor] = []
         originals = [block.forward for block in self.blocks]
+        names = [list(inspect.signature(forward).parameters) for forward in originals]
         known = self._arguments.get((ids.shape[0], ids.shape[1]))
         kind: list[bool] = []
 
         def recorder(index: int) -> Any:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-                if args:
-                    raise ClpEdgeError(
-                        f"transformers hands positional arguments to the blocks of "
-                        f"{self.family.model_type!r}, which clp-edge does not expect",
-                        "report it with your transformers version",
-                    )
+                # GPT-2's blocks get theirs by position
+                kwargs = {**dict(zip(names[index][1:], args, strict=False)), **kwargs}
                 if index == 0:
                     first.append(hidden_states)
                     if known is not None:
@@ -222,12 +222,28 @@ class Anatomy:
                 handle.remove()
 
 
+def family_of(config: Any) -> Family:
+    """The row of this config, from the table or found by looking.
+
+    Raises UnsupportedModelError with the reason where there is none.
+    """
+    problem = refusal(config)
+    if problem is not None:
+        raise problem
+    row = FAMILIES.get(config.model_type)
+    return find_family(config, take_apart) if row is None else row
+
+
 def dissect(model: Any) -> Anatomy:
     """Take a causal language model of transformers apart.
 
     Raises UnsupportedModelError where its family is not known or cannot be cut safely.
     """
-    family = family_of(model.config)
+    return take_apart(model, family_of(model.config))
+
+
+def take_apart(model: Any, family: Family) -> Anatomy:
+    """The same with a row at hand."""
     return Anatomy(
         model=model,
         family=family,

@@ -2,7 +2,8 @@
 
 A row says which sub-modules hold the blocks, the norms and the head, which sub-module of a block
 hands its output to the residual stream (that is where a gate sits), and how the logits leave the
-head. Adding a family is a row here and a line in the tests.
+head. Adding a family is a row here and a line in the tests; for a family without one `generic`
+looks for it in the code and proves what it found.
 
 >>> FAMILIES["granite"].residual_multiplier
 'residual_multiplier'
@@ -42,11 +43,10 @@ class Family:
     """Config attribute that scales each branch before it is added (Granite)."""
     logit_divisor: str | None = None
     """Config attribute the logits are divided by (Granite)."""
+    logit_multiplier: str | None = None
+    """Config attribute the logits are multiplied by (Cohere)."""
     logit_softcap: str | None = None
     """Config attribute c of logits -> c·tanh(logits / c) (Gemma 2)."""
-
-
-def _sandwich(model_type: str) -> Family:
     no_refit: str = ""
     """Why the closed-form refit cannot mend this family; empty where it can."""
     found: bool = False
@@ -57,6 +57,9 @@ def _sandwich(model_type: str) -> Family:
         """Block-relative: the last module with weights before the MLP's branch is added: what the
         closed-form refit changes."""
         return self.mlp_branch if self.norm_after_mlp else self.down_projection
+
+
+def _sandwich(model_type: str) -> Family:
     """Gemma 2 and 3: a norm before and after each branch."""
     return Family(
         model_type,
@@ -97,7 +100,7 @@ _ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def refusal(config: Any) -> UnsupportedModelError | None:
-    """Why this config cannot be cut safely, or None where it can."""
+    """Why this config cannot be cut safely whatever its code does, or None."""
     model_type = str(getattr(config, "model_type", "unknown"))
     if getattr(config, "is_encoder_decoder", False):
         return UnsupportedModelError(
@@ -126,17 +129,4 @@ def refusal(config: Any) -> UnsupportedModelError | None:
             "one kind and carry state that a cut would break",
             "give a model whose blocks are attention and MLP",
         )
-    if model_type not in FAMILIES:
-        return UnsupportedModelError(
-            f"architecture {model_type!r} is not known to clp-edge",
-            f"supported: {', '.join(sorted(FAMILIES))}",
-        )
     return None
-
-
-def family_of(config: Any) -> Family:
-    """The row of this config. Raises UnsupportedModelError with the reason where there is none."""
-    problem = refusal(config)
-    if problem is not None:
-        raise problem
-    return FAMILIES[config.model_type]

@@ -21,8 +21,7 @@ from safetensors import safe_open
 
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.models import hf_folder
-from clp_edge.models.anatomy import dissect
-from clp_edge.models.families import family_of
+from clp_edge.models.anatomy import dissect, family_of
 from clp_edge.models.source import Source, load_config, load_model
 from clp_edge.segment import Segment
 

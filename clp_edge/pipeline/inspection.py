@@ -7,7 +7,7 @@ from typing import Any
 
 import clp_edge.export as export
 from clp_edge.export.targets import resolve
-from clp_edge.models.families import family_of
+from clp_edge.models.anatomy import family_of
 from clp_edge.models.source import (
     load_config,
     load_tokenizer,
@@ -55,18 +55,20 @@ def inspect_model(spec: str | None, targets: tuple[str, ...] = ()) -> Inspection
         ("architecture", family.model_type),
         ("blocks", str(config.num_hidden_layers)),
         ("hidden size", str(config.hidden_size)),
-        ("MLP size", str(config.intermediate_size)),
+        ("MLP size", str(getattr(config, "intermediate_size", None) or "not said")),
         (
             "heads",
-            f"{config.num_attention_heads}, {config.num_key_value_heads} for keys and values",
+            f"{config.num_attention_heads}, "
+            f"{getattr(config, 'num_key_value_heads', None) or 'as many'} for keys and values",
         ),
         ("vocabulary", f"{config.vocab_size:,}"),
-        ("context", f"{config.max_position_embeddings:,} tokens"),
+        ("context", f"{getattr(config, 'max_position_embeddings', 0) or 0:,} tokens"),
         ("tied embeddings", "yes" if config.tie_word_embeddings else "no"),
         ("parameters", f"{total:,}"),
         ("one block", f"{block:,} parameters ({100 * block / total:.2f} %)"),
         ("stored as", str(stored_dtype(source)).removeprefix("torch.")),
-        ("closed-form refit", "no: a norm follows the MLP" if family.norm_after_mlp else "yes"),
+        ("anatomy", "found by a look at its code, and proved" if family.found else "known by name"),
+        ("closed-form refit", f"no: {family.no_refit}" if family.no_refit else "yes"),
     ]
     if len(set(kinds)) > 1:
         facts.append(

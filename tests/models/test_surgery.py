@@ -165,7 +165,7 @@ def test_impossible_cuts_are_refused(dropped, says) -> None:
         ("t5", "encoder-decoder"),
         ("mixtral", "mixture of experts"),
         ("qwen3_moe", "mixture of experts"),
-        ("gpt2", "not known"),
+        ("gpt_neo", "not known"),
         ("gemma3", "multimodal"),
         ("recurrent_gemma", "hybrid"),
         ("qwen3_next", "mixture of experts"),
@@ -174,7 +174,7 @@ def test_impossible_cuts_are_refused(dropped, says) -> None:
 def test_what_cannot_be_cut_is_refused_with_the_reason(model_type: str, says: str) -> None:
     from transformers import CONFIG_MAPPING
 
-    from clp_edge.models.families import family_of
+    from clp_edge.models.anatomy import family_of
 
     with pytest.raises(UnsupportedModelError, match=says):
         family_of(CONFIG_MAPPING[model_type]())
