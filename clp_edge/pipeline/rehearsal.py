@@ -24,6 +24,7 @@ def rehearse(config: CompressConfig, plan: Plan) -> bool:
     if config.cut.auto:
         found = tries.settled(config, plan)
         if found is None or found.chosen is None:
+            tries.check_room(config, plan)
             return False
         stages, plan = tries.AUTO_STAGES, tries.with_count(plan, found.chosen)
     folder = OutputFolder.open(

@@ -94,6 +94,12 @@ def key_of_tries(config: CompressConfig, plan: Plan) -> str:
     return digest(keys, config.as_json()["gate"], MOST_TRIES)
 
 
+def check_room(config: CompressConfig, plan: Plan) -> None:
+    """Raises ClpEdgeError where OUT holds a finished run of another command."""
+    hashes = {NAME: key_of_tries(config, plan)}
+    admit(plan.out, hashes=hashes, force=config.force, resume=config.resume)
+
+
 def settled(config: CompressConfig, plan: Plan) -> TriesRecord | None:
     """What an earlier run of the same command has settled in OUT, or None."""
     if config.force or not config.resume:
@@ -114,7 +120,7 @@ def settle(
     if found is not None:
         return found, config
     key = key_of_tries(config, plan)
-    admit(plan.out, hashes={NAME: key}, force=config.force, resume=config.resume)
+    check_room(config, plan)
     kept = _stored(plan.out, key) if config.resume and not config.force else None
     later = replace(config, force=False, resume=True)
     if kept is None:
@@ -123,6 +129,7 @@ def settle(
             context = runner.work()
             kept = _begun(gate, plan, context)
             _keep(context, key, kept)
+    plan = replace(plan, warnings=())  # they have been said
     shares = {int(count): share for count, share in kept.shares.items()}
     while True:
         done = [(one.count, _share(one)) for one in kept.tries]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clp_edge.records import Report, SearchRecord, WindowRecord
+from clp_edge.records import Report, SearchRecord
 from clp_edge.report import format as write
 from clp_edge.report.blocks import Block, Heading, Table, Text
 
@@ -41,8 +41,8 @@ def cards(report: Report) -> Sequence[Block] | None:
                 _window(found, block),
             )
         )
-    said = "The best window with a block is the one of least KL among those that were judged"
-    said += f" ({_kind(found)}). "
+    said = "The best window with a block is the one of least KL of the cut, not healed, of all "
+    said += "that were judged. "
     said += (
         "KL alone: this block dropped and nothing else, not healed. "
         if alone
@@ -51,10 +51,6 @@ def cards(report: Report) -> Sequence[Block] | None:
     if weight:
         said += "All blocks weigh the same here: parameters, and their share of the model."
     return [Heading("Block by block"), Table(tuple(header), tuple(rows), compact=True), Text(said)]
-
-
-def _kind(found: SearchRecord) -> str:
-    return "after the refit" if found.criterion == "healed" else "of the cut, not healed"
 
 
 def _state(report: Report, found: SearchRecord, block: int) -> str:
@@ -76,10 +72,6 @@ def _weight(report: Report) -> str:
     return f"{each / 1e6:,.2f} M ({100 * each / model.parameters:.1f} %)"
 
 
-def _kl(window: WindowRecord, found: SearchRecord) -> float | None:
-    return window.kl_healed if found.criterion == "healed" else window.kl_raw
-
-
 def _alone(report: Report, found: SearchRecord) -> dict[int, float]:
     """KL of the cut by a single block, from whatever measured it."""
     windows = list(report.tries.prediction.alone) if report.tries else []
@@ -91,9 +83,9 @@ def _alone(report: Report, found: SearchRecord) -> dict[int, float]:
 
 def _window(found: SearchRecord, block: int) -> str:
     judged = [
-        (kl, one)
+        (one.kl_raw, one)
         for one in found.windows
-        if one.first <= block <= one.last and (kl := _kl(one, found)) is not None
+        if one.first <= block <= one.last and one.kl_raw is not None
     ]
     if not judged:
         return "none judged"

@@ -113,10 +113,11 @@ def tries(report: Report) -> Sequence[Block] | None:
         tuple(float(one.count) for one in points),
         tuple(one.kl_mended for one in points),
     )
+    done = sorted(found.tries, key=lambda one: one.count)
     measured = Series(
         "measured on the file",
-        tuple(float(one.count) for one in found.tries),
-        tuple(one.kl for one in found.tries),
+        tuple(float(one.count) for one in done),
+        tuple(one.kl for one in done),
     )
     return [
         Heading("How much goes: every try"),

@@ -45,8 +45,8 @@ def _gate(asked: GateVerdictRecord) -> str:
     """Whether the files reach the quality that was asked for."""
     if asked.passed:
         return "the quality asked for is reached"
-    missed = [f"{name}: {miss}" for name, misses in asked.misses.items() for miss in misses]
-    return f"the quality asked for is NOT reached ({'; '.join(missed) or 'nothing was judged'})"
+    missed = [name for name, misses in asked.misses.items() if misses]
+    return f"the quality asked for is NOT reached by {', '.join(missed) or 'any file'}"
 
 
 def _subject(report: Report) -> str:
