@@ -228,6 +228,22 @@ def test_eval_asks_a_gguf_file_the_same(place: Path) -> None:
     assert str(file) in err
 
 
+def test_eval_asks_an_onnx_folder_the_same(place: Path) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    works("prune", "tiny", "--blocks", "3-4", "--out", "for-onnx")
+    works("export", "for-onnx", "--target", "onnx-fp32", "--out", "fp32")
+    folder = next((place / "fp32").rglob("genai_config.json")).parent
+    asked = ("--dense", "tiny", *SHORT, "--tasks", questions(place), "--sanity", "--json")
+    code, out, err = call("eval", str(folder), "for-onnx", *asked, "--max-ppl-ratio", "0.1")
+    assert code == 4, err
+    quality = json.loads(out)["quality"]
+    onnx, torch_side = quality[str(folder)], quality["for-onnx"]
+    for task, key in (("asked", "metrics"), ("sanity", "passed")):
+        assert onnx["tasks"][task][key] == torch_side["tasks"][task][key]
+    assert onnx["kl"] == pytest.approx(torch_side["kl"], rel=1e-3)
+    assert str(folder) in err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
