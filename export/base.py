@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from clp_edge.errors import ClpEdgeError
 from clp_edge.progress import Progress
@@ -35,6 +35,8 @@ class ExportOptions:
     """Whether the head gets more bits."""
     provider: str = "cpu"
     """The execution provider that ONNX is written for: "cpu", "cuda" or "dml"."""
+    gpu_layers: int | Literal["auto"] = field(default="auto", compare=False)
+    """Layers that llama.cpp computes on the GPU while a GGUF file is proved; it changes no file."""
 
 
 DEFAULT_OPTIONS = ExportOptions()

@@ -90,6 +90,7 @@ def run(
     tensor_type: options.TensorType = None,
     careful: options.Careful = False,
     ep: options.Provider = "cpu",
+    gpu_layers: options.GpuLayers = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output folder. [default: ./NAME-clp20]")
     ] = None,
@@ -141,6 +142,8 @@ def run(
     Example: clp-edge compress ./my-model --target gguf-q4 --prune 0.2
     """
     with opened(json=json_output, quiet=quiet, debug=debug) as ui:
+        from clp_edge.runtimes import parse_gpu_layers
+
         asked = CompressConfig.of(
             model,
             targets=tuple(target) if target else ("gguf-q4",),
@@ -159,7 +162,9 @@ def run(
             tasks=tuple(tasks or ()),
             task_items=task_items,
             bench=not no_bench,
-            files=FileConfig(tuple(tensor_type or ()), careful, ep),
+            files=FileConfig(
+                tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers)
+            ),
             gate=GateConfig(max_ppl_ratio, max_kl, min_retention),
             out=out,
             force=force,

@@ -41,6 +41,7 @@ def run(
     max_kl: options.MaxKl = None,
     min_retention: options.MinRetention = None,
     threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json_output: options.Json = False,
@@ -67,6 +68,7 @@ def run(
         from clp_edge.evaluate import QualityGate
         from clp_edge.pipeline.verbs.evaluate import measure, require
         from clp_edge.records import to_plain
+        from clp_edge.runtimes import parse_gpu_layers
 
         with Interruptible(ui) as observer, observer.stage(1, 1, "Evaluate") as progress:
             found = measure(
@@ -76,6 +78,7 @@ def run(
                 sanity=sanity,
                 gate=QualityGate(max_ppl_ratio, max_kl, min_retention),
                 threads=threads,
+                gpu_layers=parse_gpu_layers(gpu_layers),
                 device=device,
                 dtype=dtype,
                 command=command_line(),

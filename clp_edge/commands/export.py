@@ -35,6 +35,7 @@ def run(
     tensor_type: options.TensorType = None,
     careful: options.Careful = False,
     ep: options.Provider = "cpu",
+    gpu_layers: options.GpuLayers = "auto",
     out: options.Out = None,
     force: options.Force = False,
     resume: options.Resume = True,
@@ -58,12 +59,15 @@ def run(
         import_torch()
         from clp_edge.pipeline import verbs
         from clp_edge.records import to_plain
+        from clp_edge.runtimes import parse_gpu_layers
 
         asked = verbs.ExportConfig(
             model=folder,
             targets=tuple(target or ()),
             calibration=calibration,
-            files=FileConfig(tuple(tensor_type or ()), careful, ep),
+            files=FileConfig(
+                tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers)
+            ),
             out=out,
             force=force,
             resume=resume,

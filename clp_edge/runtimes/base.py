@@ -41,6 +41,13 @@ class ArtifactInfo:
     backend_reason: str = ""
     """Why it computes there, such as what the GPU's memory holds; empty where none was chosen."""
 
+    @property
+    def where(self) -> str:
+        """Such as "CPU", or "CUDA (24 of 31 layers)"."""
+        if not self.gpu_layers:
+            return self.backend
+        return f"{self.backend} ({self.gpu_layers} of {self.blocks + 1} layers)"
+
 
 @dataclass(frozen=True)
 class Timing:

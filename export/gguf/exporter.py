@@ -117,6 +117,7 @@ class GgufExporter:
             hf=self.hf,
             reference=self.reference,
             threads=self.threads,
+            gpu_layers=self.options.gpu_layers,
         )
 
     def export(self, target: Target, destination: Path, *, progress: Progress) -> Artifact:

@@ -27,7 +27,7 @@ from clp_edge.gguf_file.contents import Contents
 from clp_edge.gguf_file.family_table import sliding_blocks
 from clp_edge.gguf_file.rope import read_rope
 from clp_edge.metrics import token_kl, top1_agreement
-from clp_edge.runtimes import Session, open_artifact
+from clp_edge.runtimes import GpuLayers, Session, open_artifact
 
 F16_KL = 1e-4
 F16_TOP1 = 0.99
@@ -269,6 +269,7 @@ def verify(
     reference: Reference,
     threads: int,
     source: Path | None = None,
+    gpu_layers: GpuLayers = "auto",
 ) -> dict[str, Any]:
     """Run every check on one file made from `folder`; return what was measured.
 
@@ -285,7 +286,9 @@ def verify(
         check_tensors(path, source)
     room = max(len(reference.ids), len(reference.prompt) + 64)
     try:
-        with open_artifact(path, threads=threads, context=room, kv_type="f32") as session:
+        with open_artifact(
+            path, threads=threads, context=room, kv_type="f32", gpu_layers=gpu_layers
+        ) as session:
             blocks = session.info.blocks
             _require(blocks == config.num_hidden_layers, path, f"llama.cpp sees {blocks} blocks")
             texts = check_tokens(session, path, hf)
@@ -307,11 +310,13 @@ def verify(
                 generated = check_f16_generation(session, path, reference, found)
             else:
                 generated = check_generation(session, path, reference)
-            runtime = f"{session.info.runtime_version}, {session.info.backend}"
+            runtime = f"{session.info.runtime_version}, {session.info.where}"
+            reason = session.info.backend_reason
     except RuntimeDiedError as error:
         raise VerificationError(f"{path.name} failed verification: {error.cause}") from error
     return {
         "runtime": runtime,
+        "backend_reason": reason,
         "reference": "torch float32",
         "tokens": len(reference.ids),
         "kl": found.kl,

@@ -12,6 +12,7 @@ from clp_edge.pipeline.stage import Context, Stage
 from clp_edge.pipeline.stages import export
 from clp_edge.progress import Progress
 from clp_edge.records import BenchRecord
+from clp_edge.runtimes import GpuLayers
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,11 @@ class Inputs:
 
     bench: BenchConfig
     threads: int
+    gpu_layers: GpuLayers = "auto"
 
 
 def inputs(config: CompressConfig, plan: Plan) -> Inputs:
-    return Inputs(config.bench, plan.threads)
+    return Inputs(config.bench, plan.threads, config.files.gpu_layers)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Benc
         time_budget_s=given.bench.budget_s,
         threads=given.threads,
         seed=context.ground.seed,
+        gpu_layers=given.gpu_layers,
     )
     return BenchStageRecord(run_bench(items, settings, progress=progress))
 

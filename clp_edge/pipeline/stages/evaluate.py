@@ -30,7 +30,7 @@ from clp_edge.records import (
     measured,
     to_plain,
 )
-from clp_edge.runtimes import open_artifact
+from clp_edge.runtimes import GpuLayers, open_artifact
 
 SAMPLE_PROMPT = "What is the capital of France, and what is it known for?"
 TALK_CONTEXT = 512
@@ -48,12 +48,18 @@ class Inputs:
     prompts: int
     """fixed prompts of each kind"""
     tasks: tuple[str, ...] = field(metadata=keyed_by(evaluate.contents))
+    gpu_layers: GpuLayers = "auto"
 
 
 def inputs(config: CompressConfig, plan: Plan) -> Inputs:
     asked = config.evaluation
     return Inputs(
-        plan.evaluation_length, plan.threads, asked.task_items, asked.prompts, asked.tasks
+        plan.evaluation_length,
+        plan.threads,
+        asked.task_items,
+        asked.prompts,
+        asked.tasks,
+        config.files.gpu_layers,
     )
 
 
@@ -158,6 +164,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Eval
             context.out / artifact.path,
             threads=given.threads,
             context=max(given.length, exam.tokens),
+            gpu_layers=given.gpu_layers,
         ) as session:
             sides[name] = exam.side(
                 partial(evaluate.measure_artifact, session, ids, reference),

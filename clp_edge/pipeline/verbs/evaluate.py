@@ -22,7 +22,7 @@ from clp_edge.pipeline.preflight import compute_dtype, device_of
 from clp_edge.pipeline.stages.evaluate import Exam, Side, parts_of, quality_record
 from clp_edge.progress import Progress, silent
 from clp_edge.records import EvalDocument, EvaluationRecord, QualityRecord
-from clp_edge.runtimes import default_threads, open_artifact
+from clp_edge.runtimes import GpuLayers, default_threads, open_artifact
 
 
 def measure(
@@ -33,6 +33,7 @@ def measure(
     sanity: bool = False,
     gate: evaluate.QualityGate | None = None,
     threads: int | None = None,
+    gpu_layers: GpuLayers = "auto",
     device: str = "auto",
     dtype: str = "auto",
     command: str = "clp-edge eval",
@@ -103,6 +104,7 @@ def measure(
                 folder,
                 threads=threads or default_threads(),
                 context=max(length, exam.tokens) if evaluation.tasks or sanity else length,
+                gpu_layers=gpu_layers,
             ) as session:
                 side = exam.side(
                     partial(evaluate.measure_artifact, session, ids, reference),
