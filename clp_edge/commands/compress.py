@@ -162,9 +162,7 @@ def run(
             tasks=tuple(tasks or ()),
             task_items=task_items,
             bench=not no_bench,
-            files=FileConfig(
-                tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers)
-            ),
+            files=FileConfig(tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers)),
             gate=GateConfig(max_ppl_ratio, max_kl, min_retention),
             out=out,
             force=force,

@@ -65,9 +65,7 @@ def run(
             model=folder,
             targets=tuple(target or ()),
             calibration=calibration,
-            files=FileConfig(
-                tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers)
-            ),
+            files=FileConfig(tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers)),
             out=out,
             force=force,
             resume=resume,

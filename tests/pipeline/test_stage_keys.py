@@ -105,6 +105,7 @@ BASE = CompressConfig()
         ({"targets": ("gguf-q8_0",)}, FROM_EXPORT),
         ({"targets": ("gguf-q4", "gguf-q8_0")}, FROM_EXPORT),
         ({"files": FileConfig(careful=True)}, FROM_EXPORT),
+        ({"files": FileConfig(gpu_layers=3)}, FROM_EXPORT),
         ({"gate": GateConfig(max_kl=0.1)}, ()),
         ({"bench": BenchConfig(wanted=False)}, FROM_EXPORT),
         ({"bench": BenchConfig(rounds=99)}, ("bench",)),
@@ -183,6 +184,7 @@ def changed_value(value: Any) -> Any:
 
 
 OTHER: dict[tuple[str, str], Any] = {
+    ("files", "gpu_layers"): 3,
     ("cut", "prune"): 0.5,
     ("cut", "drop_blocks"): 4,
     ("cut", "blocks"): "1-3",
