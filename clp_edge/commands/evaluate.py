@@ -13,7 +13,7 @@ from clp_edge.commands.frame import command_line, import_torch, opened
 from clp_edge.progress import Interruptible
 
 if TYPE_CHECKING:
-    from clp_edge.records import EvalDocument, QualityRecord
+    from clp_edge.records import EvalDocument, QualityRecord, SuitesRecord
     from clp_edge.ui import Ui
 
 
@@ -37,6 +37,13 @@ def run(
         bool,
         typer.Option("--sanity", help="Ask 24 fixed prompts with a plain rule for each answer."),
     ] = False,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="A standard suite by lm-eval's name, such as arc_easy; repeatable."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="How many items of each suite. Left out: all.")
+    ] = None,
     max_ppl_ratio: options.MaxPplRatio = None,
     max_kl: options.MaxKl = None,
     min_retention: options.MinRetention = None,
@@ -50,8 +57,9 @@ def run(
 ) -> None:
     """Perplexity, KL to the dense model and top-1 agreement of the very files that ship.
 
-    With --tasks also right answers, and with --sanity fixed prompts. A gate that is not met is
-    named, and the exit code is 4.
+    With --tasks also right answers, with --sanity fixed prompts, and with --suite the standard
+    suites of lm-eval (pip install 'clp-edge[eval]'; data sets from the hub or its cache). A gate
+    that is not met is named, and the exit code is 4.
 
     Example: clp-edge eval pruned.Q4_K_M.gguf --dense ./my-model --eval-text held-back.txt
     """
@@ -77,6 +85,8 @@ def run(
                 dense=dense,
                 sanity=sanity,
                 gate=QualityGate(max_ppl_ratio, max_kl, min_retention),
+                suites=tuple(suite or ()),
+                limit=limit,
                 threads=threads,
                 gpu_layers=parse_gpu_layers(gpu_layers),
                 device=device,
@@ -113,6 +123,20 @@ def _print(ui: Ui, found: EvalDocument) -> None:
     )
     asked, talked = tasks_block(found.quality), sanity_block(found.quality)
     ui.blocks([block for block in (asked, talked) if block is not None])
+    if found.suites is not None:
+        _print_suites(ui, found.suites)
+
+
+def _print_suites(ui: Ui, found: SuitesRecord) -> None:
+    rows = []
+    for task, first in next(iter(found.answers.values())).items():
+        for metric in first.metrics:
+            for name, records in found.answers.items():
+                one = records[task].metrics[metric]
+                said = _with_error(one.value, one.se, 4)
+                rows.append((f"{task} {first.version}", metric, name, said, f"{first.items:,}"))
+    header = ("suite", "metric", "model", "value ± standard error", "items")
+    ui.table(f"{found.harness}, windows of {found.window:,} tokens", header, rows)
 
 
 def _ratio(one: QualityRecord) -> str:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.metadata
+import logging
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,8 @@ class Suites:
                 )
         random.seed(SEEDS["python"])
         np.random.seed(SEEDS["numpy"])
-        self._loaded = _load(manager, self.names)
+        with _hushed():
+            self._loaded = _load(manager, self.names)
         for task in self._loaded["tasks"].values():
             _check(task)
 
@@ -104,7 +106,7 @@ class Suites:
             task.set_fewshot_seed(seed=SEEDS["fewshot"])
         model = model_class()(speaker, tokenizer, window=window, progress=progress)
         # Results go to stdout, and only ours.
-        with contextlib.redirect_stdout(sys.stderr):
+        with _hushed(), contextlib.redirect_stdout(sys.stderr):
             found = lm_eval.evaluate(
                 lm=model,
                 task_dict=self._loaded,
@@ -150,6 +152,23 @@ def read_results(found: Mapping[str, Any]) -> dict[str, SuiteRecord]:
             metrics=metrics,
         )
     return records
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """No bars of `datasets`, no warnings of lm-eval about what a task leaves to its defaults."""
+    import datasets
+
+    logger = logging.getLogger("lm_eval")
+    level, bars = logger.level, datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()
 
 
 def _load(manager: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:

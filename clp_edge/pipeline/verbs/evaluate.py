@@ -20,6 +20,7 @@ from clp_edge.pipeline import provenance
 from clp_edge.pipeline.folder import hf_folder_of
 from clp_edge.pipeline.preflight import compute_dtype, device_of
 from clp_edge.pipeline.stages.evaluate import Exam, Side, parts_of, quality_record
+from clp_edge.pipeline.verbs.suites import ask_suites, find_suites
 from clp_edge.progress import Progress, silent
 from clp_edge.records import EvalDocument, EvaluationRecord, QualityRecord
 from clp_edge.runtimes import GpuLayers, default_threads, open_artifact
@@ -32,6 +33,8 @@ def measure(
     dense: str | None = None,
     sanity: bool = False,
     gate: evaluate.QualityGate | None = None,
+    suites: Sequence[str] = (),
+    limit: int | None = None,
     threads: int | None = None,
     gpu_layers: GpuLayers = "auto",
     device: str = "auto",
@@ -44,7 +47,8 @@ def measure(
     Args: paths, Hugging Face folders (or output folders of ours), .gguf files or ONNX folders;
         dense, the model they are compared with, by default the one that the first folder names;
         sanity, whether evaluation.prompts prompts of each kind are answered; gate, what every path
-        has to reach (the document says what is missed; nothing is raised for it).
+        has to reach (the document says what is missed; nothing is raised for it);
+        suites, names of lm-eval's tasks, and limit, how many items of each.
     Raises UsageError where the dense model is not known, the text is missing, a task file is
         wrong, or retention is asked for without a task.
     """
@@ -65,13 +69,14 @@ def measure(
         dense = says.source
     if evaluation.text is None:
         raise UsageError("there is no text to measure on", "give --eval-text FILE")
+    asked = find_suites(suites, limit)
     source = locate(dense or None)
     where = device_of(device)
     kind = compute_dtype(dtype)
     tokenizer = load_tokenizer(source)
     config = load_config(source)
-    limit = int(getattr(config, "max_position_embeddings", 0) or evaluation.length)
-    length = min(evaluation.length, limit)
+    longest = int(getattr(config, "max_position_embeddings", 0) or evaluation.length)
+    length = min(evaluation.length, longest)
     text = data.evaluation_text(
         evaluation.text, tokenizer, sequences=evaluation.sequences, length=length
     )
@@ -83,7 +88,9 @@ def measure(
         tokenizer=tokenizer,
         config=config,
     )
-    steps = iter(parts_of(progress, len(folders) + 1, [source.name, *(f.name for f in folders)]))
+    names = [source.name, *(folder.name for folder in folders)] * (2 if asked else 1)
+    parts = parts_of(progress, len(names), names)
+    steps = iter(parts)
     model = dissect(load_model(source, dtype=kind, device=where))
     reference = evaluate.DenseReference.build(model, ids)
 
@@ -114,6 +121,16 @@ def measure(
                 )
         measured[str(path)] = quality_record(side, whole)
     judged = {str(path): measured[str(path)] for path in paths}
+    answers = None
+    if asked is not None:
+        answers = ask_suites(
+            asked,
+            (source.name, model.model),
+            [(str(path), folder) for path, folder in zip(paths, folders, strict=True)],
+            tokenizer,
+            threads=threads,
+            steps=parts[len(folders) + 1 :],
+        )
     return EvalDocument(
         command=command,
         version=clp_edge.__version__,
@@ -128,6 +145,7 @@ def measure(
         ),
         quality=measured,
         quality_gate=gate.judge(judged) if gate.wanted else None,
+        suites=answers,
     )
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from clp_edge.evaluate.harness import window_of
+from clp_edge.errors import UsageError
+from clp_edge.evaluate.harness import Suites, window_of
 from clp_edge.evaluate.speaker import of_model, of_session
 from clp_edge.progress import Progress
 from clp_edge.records import SuitesRecord
 from clp_edge.runtimes import default_threads, open_artifact
 
-if TYPE_CHECKING:
-    from clp_edge.evaluate.harness import Suites
+
+def find_suites(names: Sequence[str], limit: int | None) -> Suites | None:
+    """What --suite and --limit ask for, loaded; None where nothing is asked."""
+    if names:
+        return Suites(names, limit=limit)
+    if limit is not None:
+        raise UsageError("--limit is about suites, and none is named", "give --suite NAME as well")
+    return None
 
 
 def ask_suites(
@@ -23,22 +30,21 @@ def ask_suites(
     tokenizer: Any,
     *,
     threads: int | None,
-    part: Callable[[int, str], Progress],
+    steps: Sequence[Progress],
 ) -> SuitesRecord:
     """Ask the dense model as it is loaded, and each artifact in its own runtime.
 
     Args: dense, its name and the transformers model; artifacts, the name that the user typed and
-        the file or folder; tokenizer, the dense model's, so that all get the same ids; part, the
-        progress of side 0, 1, ... under a name.
+        the file or folder; tokenizer, the dense model's, so that all get the same ids; steps,
+        the progress of each, the dense model first.
     """
     name, model = dense
     window = window_of(int(model.config.max_position_embeddings))
-    answers = {name: suites.ask(of_model(model), tokenizer, window=window, progress=part(0, name))}
-    for number, (typed, path) in enumerate(artifacts, start=1):
-        with open_artifact(
-            path, threads=threads or default_threads(), context=window + 1
-        ) as session:
-            answers[typed] = suites.ask(
-                of_session(session), tokenizer, window=window, progress=part(number, path.name)
-            )
+    first, *others = steps
+    answers = {name: suites.ask(of_model(model), tokenizer, window=window, progress=first)}
+    cores = threads or default_threads()
+    for (typed, path), step in zip(artifacts, others, strict=True):
+        with open_artifact(path, threads=cores, context=window + 1) as session:
+            speaker = of_session(session)
+            answers[typed] = suites.ask(speaker, tokenizer, window=window, progress=step)
     return SuitesRecord(suites.version, window, answers)
