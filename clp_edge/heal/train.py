@@ -120,11 +120,9 @@ def train(
         if (step + 1) % every == 0 or step + 1 == steps:
             kl = job.held_kl()
             points.append(TuningPoint(step + 1, kl))
-            if kl < min(best, job.kl):
-                best, best_state, stale = kl, tail.state(), 0
-            else:
-                best = min(best, kl) if math.isfinite(kl) else best
-                stale += 1
+            stale = 0 if kl < min(best, job.kl) else stale + 1
+            if kl < best:
+                best, best_state = kl, tail.state()
             if stale == PATIENCE:
                 break
     if mean.count > 1:

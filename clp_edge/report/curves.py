@@ -13,6 +13,7 @@ from clp_edge.records import (
     HealRecord,
     QualityRecord,
     Report,
+    RungRecord,
     RunRecord,
     SearchRecord,
     WindowRecord,
@@ -76,17 +77,25 @@ def _steps(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def heal_plots(mended: HealRecord) -> Iterator[Plot]:
-    """Held-back KL over the tuning steps, and rung by rung."""
-    if mended.history:
+    """Held-back KL over the steps of every rung that trains, and rung by rung."""
+    lines = [_history(rung) for rung in mended.rungs if rung.facts.get("history")]
+    if not lines and mended.history:
         steps = tuple(float(point.step) for point in mended.history)
-        kl = tuple(point.kl for point in mended.history)
-        yield Plot("Tuning", "step", KL, (Series("held-back KL", steps, kl),))
+        lines = [Series("held-back KL", steps, tuple(point.kl for point in mended.history))]
+    if lines:
+        yield Plot("Tuning", "step of the rung", KL, tuple(lines))
     if mended.rungs:
         kept = {True: "", False: "\n(not kept)"}
         names = ("cut", *(rung.name + kept[rung.kept] for rung in mended.rungs))
         kl_after = (mended.rungs[0].kl_before, *(rung.kl_after for rung in mended.rungs))
         line = Series("held-back KL", tuple(float(x) for x in range(len(names))), kl_after)
         yield Plot("Rung by rung", "after", KL, (line,), ticks=names)
+
+
+def _history(rung: RungRecord) -> Series:
+    points = rung.facts["history"]
+    steps = tuple(float(point["step"]) for point in points)
+    return Series(f"held-back KL, {rung.name}", steps, tuple(point["kl"] for point in points))
 
 
 def speed_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:

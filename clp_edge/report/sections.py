@@ -169,12 +169,14 @@ def _rungs(mended: HealRecord) -> list[Block]:
             rung.name,
             write.fixed(rung.kl_before, 3),
             write.fixed(rung.kl_after, 3),
+            write.percent(rung.recovered),
             "yes" if rung.kept else "no",
             write.fixed(rung.seconds, 1),
         )
         for rung in mended.rungs
     )
-    return [Table(("rung", "KL before", "KL after", "kept", "seconds"), rows)] if rows else []
+    head = ("rung", "KL before", "KL after", "lost nats recovered", "kept", "seconds")
+    return [Table(head, rows)] if rows else []
 
 
 def files(report: Report) -> Sequence[Block] | None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from clp_edge.errors import UsageError
-from clp_edge.records import GateRecord, Report, Span, TuningRecord
+from clp_edge.records import GateRecord, Report, RungRecord, Span, TuningRecord
 from clp_edge.registry import SECTIONS
 from clp_edge.report import render_markdown, sections, write_report
 from clp_edge.report.blocks import Block, Code, Heading, Items, Plot, Series, Table, Text
+from clp_edge.report.format import percent
 from clp_edge.report.markdown import draw
 from clp_edge.report.sections import report_blocks
 from clp_edge.ui import Ui
@@ -114,3 +115,23 @@ def test_a_series_has_one_value_a_point() -> None:
         Series("kl", x=(0.0, 1.0), y=(0.5,))
     with pytest.raises(ValueError, match="different lengths"):
         Series("kl", x=(0.0,), y=(0.5,), low=(0.1, 0.2), high=(0.6,))
+
+
+def test_every_rung_has_its_line_and_the_share_that_came_back() -> None:
+    points = [{"step": 0, "kl": 0.33}, {"step": 8, "kl": None}, {"step": 16, "kl": 0.29}]
+    heal = replace(
+        HEAL,
+        history=(TuningRecord(0, 0.29), TuningRecord(10, 0.27)),
+        rungs=(
+            RungRecord("refit", 0.75, 0.33, True, 4.0, {}, 0.56),
+            RungRecord("local", 0.33, 0.29, True, 20.0, {"history": points}, 0.61),
+        ),
+    )
+    blocks = list(report_blocks(sample_report(heal=heal)))
+    plots = {block.title: block for block in blocks if isinstance(block, Plot)}
+    line = Series("held-back KL, local", (0.0, 8.0, 16.0), (0.33, None, 0.29))
+    assert plots["Tuning"].series == (line,)
+    tables = [block for block in blocks if isinstance(block, Table)]
+    (rungs,) = (table for table in tables if "lost nats recovered" in table.header)
+    at = rungs.header.index("lost nats recovered")
+    assert [row[at] for row in rungs.rows] == [percent(0.56), percent(0.61)]
