@@ -38,6 +38,7 @@ FAMILY_ARGUMENTS: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 64, "sliding_window": 16, "query_pre_attn_scalar": 64},
     "phi3": {"sliding_window": 24},
     "smollm3": {},
+    "stablelm": {"use_qkv_bias": True},
     "olmo2": {},
     "granite": {
         "residual_multiplier": 0.22,

@@ -21,7 +21,7 @@ from clp_edge.errors import ClpEdgeError, UnsupportedModelError
 from clp_edge.gguf_file.contents import Contents
 from clp_edge.gguf_file.family_table import FAMILIES
 from clp_edge.gguf_file.header import GgufHeader, write_sparse
-from clp_edge.gguf_file.rope import scaling_of
+from clp_edge.gguf_file.rope import head_dim, scaling_of
 from clp_edge.gguf_file.tensors import family_of
 
 
@@ -95,24 +95,34 @@ def _keep_attention(header: GgufHeader, config: Any) -> None:
 
 
 def _keep_rope(header: GgufHeader, config: Any) -> None:
-    """The scaling, which transformers drops, and the base of blocks with a window."""
-    scaling = scaling_of(Contents(header.path))
+    """The scaling and the share of a head that is rotated, which transformers drops, and the base
+    of blocks with a window."""
+    found = scaling_of(Contents(header.path))
     local = header.own("rope.freq_base_swa")
+    share = int(header.own("rope.dimension_count", head_dim(config))) / head_dim(config)
+    if found is not None and hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = found.get("original_max_position_embeddings")
     both = getattr(config, "rope_parameters", None)
     if both is None:  # transformers 4
-        if scaling is not None:
-            config.rope_scaling = scaling
+        if found is not None:
+            config.rope_scaling = found
+        if share != 1.0:
+            config.partial_rotary_factor = share
         if local is not None and hasattr(config, "rope_local_base_freq"):
             config.rope_local_base_freq = float(local)
         return
     per_kind = isinstance(both.get("full_attention"), dict)
-    if scaling is not None:
-        whole = {**scaling, "rope_theta": float(header.own("rope.freq_base", 10_000.0))}
-        both = {**both, "full_attention": whole} if per_kind else whole
-    if local is not None and per_kind:
-        sliding = {**both["sliding_attention"], "rope_theta": float(local)}
-        both = {**both, "sliding_attention": sliding}
-    config.rope_parameters = both
+    whole = both["full_attention"] if per_kind else both
+    whole = {**whole, **(found or {}), "rope_theta": float(header.own("rope.freq_base", 1e4))}
+    if share != 1.0:
+        whole["partial_rotary_factor"] = share
+    if not per_kind:
+        config.rope_parameters = whole
+        return
+    sliding = both["sliding_attention"]
+    if local is not None:
+        sliding = {**sliding, "rope_theta": float(local)}
+    config.rope_parameters = {"full_attention": whole, "sliding_attention": sliding}
 
 
 def bits_per_weight(header: GgufHeader) -> float:

@@ -150,6 +150,12 @@ _COMMON = (
     Key(Keys.Rope.SCALING_TYPE, _STR, lambda config: "linear" if _linear(config) else None),
     Key(Keys.Rope.SCALING_FACTOR, _F32, _linear),
 )
+_LAYER_NORM = tuple(
+    Key(Keys.Attention.LAYERNORM_EPS, _F32, "layer_norm_eps")
+    if key.name == Keys.Attention.LAYERNORM_RMS_EPS
+    else key
+    for key in _COMMON
+)
 _LONGROPE = (
     Key(Keys.Rope.SCALING_ATTN_FACTOR, _F32, _longrope(attention_gain)),
     Key(
@@ -288,6 +294,20 @@ FAMILIES: dict[str, Family] = {
             _COMMON,
             must_be=(*_SILU, *_NO_ATTENTION_BIAS, ("tie_word_embeddings", (False,))),
             facts=(_SQUARE,),
+        ),
+        Family(
+            "stablelm",
+            "stablelm",
+            _LAYER_NORM,
+            must_be=(
+                *_SILU,
+                ("use_parallel_residual", (False,)),
+                ("qk_layernorm", (False,)),
+                ("tie_word_embeddings", (False,)),
+            ),
+            facts=(_SQUARE,),
+            rope_kinds=("default",),
+            partial_rope=True,
         ),
     )
 }

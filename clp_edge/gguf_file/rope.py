@@ -173,6 +173,8 @@ def scaling_of(made: Contents) -> dict[str, Any] | None:
     original = header.own("rope.scaling.original_context_length")
     if factors == ["rope_freqs.weight"]:
         return _llama3_scaling(made)
+    if factors == ["rope_factors_long.weight", "rope_factors_short.weight"] and original:
+        return _longrope(made, int(original))
     if not factors and kind in ("none", "", None):
         return None
     if not factors and kind == "linear" and factor:
@@ -188,6 +190,17 @@ def scaling_of(made: Contents) -> dict[str, Any] | None:
         "read from GGUF",
         "give the model's Hugging Face folder instead",
     )
+
+
+def _longrope(made: Contents, original: int) -> dict[str, Any]:
+    """LongRoPE's two sets of factors, and what it multiplies rotated q and k by."""
+    found: dict[str, Any] = {
+        f"{length}_factor": made.values(f"rope_factors_{length}.weight").reshape(-1).tolist()
+        for length in ("long", "short")
+    }
+    if (gain := made.header.own("rope.scaling.attn_factor")) is not None:
+        found["attention_factor"] = float(gain)
+    return {"rope_type": "longrope", "original_max_position_embeddings": original, **found}
 
 
 def _llama3_scaling(made: Contents) -> dict[str, Any]:

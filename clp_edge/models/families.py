@@ -79,6 +79,7 @@ FAMILIES: dict[str, Family] = {
         Family("qwen3"),
         Family("phi3"),
         Family("smollm3"),
+        Family("stablelm"),
         Family(
             "granite",
             residual_multiplier="residual_multiplier",

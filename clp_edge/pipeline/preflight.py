@@ -35,8 +35,9 @@ from clp_edge.models.source import (
     stored_dtype,
     tokenizer_gguf,
 )
-from clp_edge.pipeline import lock
+from clp_edge.pipeline import lock, provenance
 from clp_edge.pipeline.folder import admit
+from clp_edge.pipeline.foretold import options_of, provenance_of
 from clp_edge.pipeline.overlap import overlaps
 from clp_edge.pipeline.sizing import blocks_to_drop, fewest_that_may_go
 from clp_edge.registry import FORMATS
@@ -161,14 +162,21 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
 
     blocks = int(model_config.num_hidden_layers)
     carried = tokenizer_gguf(source)
-    planning: dict[str, Any] = {
-        "calibrated": True,
-        "options": export.ExportOptions(
-            tensor_types=config.files.typed,
-            careful_head=config.files.careful,
-            provider=config.files.provider,
-        ),
-    }
+
+    def planning(dropped: int) -> dict[str, Any]:
+        """What the exporters will be told of the model without so many blocks."""
+        says = None
+        if dropped:
+            name = _name(source, dropped, blocks)
+            says = provenance_of(config, source, name, blocks=blocks, count=dropped)
+        return {
+            "calibrated": True,
+            "options": options_of(config.files, says),
+            "metadata": provenance.file_metadata(says)
+            if says is not None
+            else provenance.dense_metadata(source.name),
+        }
+
     known = list(dict.fromkeys(target for target in targets if target is not None))
 
     def sizes(dropped: int) -> list[int]:
@@ -181,7 +189,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
                 target,
                 tokenizer_gguf=carried,
                 blocks=blocks - dropped,
-                **planning,
+                **planning(dropped),
             )
             for target in known
         ]
@@ -207,7 +215,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     forbidden = _forbidden(problems, model_config, targets, named, count)
     planned = []
     for target in known:
-        dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried, **planning)
+        dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried, **planning(0))
         pruned = export.plan(
             model_config,
             tokenizer,
@@ -215,12 +223,12 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
             tokenizer_gguf=carried,
             blocks=blocks - count,
             dropped=named.blocks if named else None,
-            **planning,
+            **planning(count),
         )
         for problem in dense.problems:
             problems.add(problem)
         planned.append(PlannedTarget(target, dense, pruned))
-    name = f"{source.name}-clp{round(100 * count / blocks)}"
+    name = _name(source, count, blocks)
     suffix = suffix or ("clp-auto" if config.cut.auto else None)
     default = f"{source.name}-{suffix}" if suffix else name
     out = config.out if config.out is not None else Path(default)
@@ -268,6 +276,11 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
         disk_bytes=disk,
         warnings=tuple(dict.fromkeys([*source_warnings(source), *notes])),
     )
+
+
+def _name(source: Source, dropped: int, blocks: int) -> str:
+    """Of the model without so many of its blocks."""
+    return f"{source.name}-clp{round(100 * dropped / blocks)}"
 
 
 def _forbidden(

@@ -69,6 +69,7 @@ ROWS = {
             mutations=("permutation", "rope base", "attention scale", "bias"),
         ),
         Row("smollm3", mutations=("permutation", "rope base"), dropped=(1, 2, 3, 4)),
+        Row("stablelm", mutations=("rope base", "rotated part", "bias", "norm bias")),
         Row("olmo2", query_key=1.3, mutations=("rope base", "query norm")),
     )
 }

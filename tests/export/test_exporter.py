@@ -96,6 +96,31 @@ def test_pitfall_25_an_interrupted_export_leaves_nothing(tiny, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_f16_intermediate_is_gone_after_quantizing(tiny, tmp_path, monkeypatch, fails):
+    """It is as large as the model: there while the target is quantized from it, and not after."""
+    seen = []
+
+    def watched(source, destination, target, **how):
+        seen.append((source, source.stat().st_size))
+        quantize(source, destination, target, **how)
+        if fails:
+            raise RuntimeDiedError("quantizing to Q4_0 failed", "see the log")
+
+    monkeypatch.setattr(exporter, "quantize", watched)
+    final = tmp_path / "m.gguf"
+    if fails:
+        with pytest.raises(RuntimeDiedError):
+            run(tiny.folder, "q4_0", final)
+    else:
+        run(tiny.folder, "q4_0", final)
+    ((source, size),) = seen
+    assert size > 100_000
+    assert source.is_relative_to(tmp_path)
+    assert not source.parent.exists()
+    assert list(tmp_path.iterdir()) == ([] if fails else [final])
+
+
 def test_problems_come_before_any_work(tmp_path):
     folder, _, _ = tiny_folder(tmp_path / "m", blocks=2, hidden_act="gelu")
     with pytest.raises(PreflightError, match="hidden_act"):

@@ -193,6 +193,10 @@ def mutate(name, model_type, monkeypatch):
         change_key(monkeypatch, "window_pattern", lambda kinds: [not kinds[0], *kinds[1:]])
     elif name == "bias":
         change_values(monkeypatch, "blk.1.attn_v.bias", torch.zeros_like)
+    elif name == "norm bias":
+        change_values(monkeypatch, "blk.1.attn_norm.bias", torch.zeros_like)
+    elif name == "rotated part":
+        change_key(monkeypatch, "rope.dimension_count", doubled)
     elif name == "query norm":
         change_values(monkeypatch, "blk.1.attn_q_norm.weight", torch.ones_like)
     elif name == "halves":

@@ -18,11 +18,12 @@ from clp_edge.export.base import Target
 from clp_edge.models.source import save_model
 from clp_edge.pipeline import provenance
 from clp_edge.pipeline.folder import HF_FOLDER
+from clp_edge.pipeline.foretold import options_of
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import UNKEYED, Context, Stage
 from clp_edge.pipeline.stages import calibrate, cut
 from clp_edge.progress import Progress
-from clp_edge.records import ArtifactRecord, ExportRecord, Provenance, Variant
+from clp_edge.records import ArtifactRecord, ExportRecord, Variant
 
 
 @dataclass(frozen=True)
@@ -55,21 +56,6 @@ class Inputs:
 def inputs(config: CompressConfig, plan: Plan) -> Inputs:
     targets = tuple(planned.target for planned in plan.targets)
     return Inputs(targets, config.bench.wanted, plan.name, config.files, plan.threads)
-
-
-def options_of(files: FileConfig, says: Provenance | None) -> exporters.ExportOptions:
-    """What the exporters are asked for; the blocks beside a cut are those of the written model."""
-    beside: tuple[int, ...] = ()
-    if files.careful and says is not None:
-        span = says.segments[0]
-        left = says.blocks_before - (span.last - span.first + 1)
-        beside = tuple(i for i in (span.first - 1, span.first) if 0 <= i < left)
-    return exporters.ExportOptions(
-        tensor_types=files.typed,
-        careful_blocks=beside,
-        careful_head=files.careful,
-        provider=files.provider,
-    )
 
 
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> ExportRecord:
@@ -109,10 +95,14 @@ STAGE: Stage[Inputs, ExportRecord] = Stage(
 def write(
     jobs: Sequence[Job], context: Context, room: Path, *, threads: int, progress: Progress
 ) -> ExportRecord:
-    """Write and prove every job's artifact, in order; `room` holds intermediates meanwhile."""
+    """Write and prove every job's artifact, in order.
+
+    `room` holds intermediates meanwhile, and is empty afterwards, whether that went well or not.
+    """
     written: list[ArtifactRecord] = []
     files: list[str] = []
     with ExitStack() as stack:
+        stack.callback(_clear, room)
         # One exporter a format and side: what its targets share is made once.
         opened: dict[tuple[str, Variant], exporters.Exporter] = {}
         for number, job in enumerate(jobs):
@@ -159,9 +149,13 @@ def write(
                     verify=artifact.verify,
                 )
             )
-    for leftover in sorted(room.rglob("*"), reverse=True):  # intermediates of the exporters
-        leftover.unlink() if leftover.is_file() or leftover.is_symlink() else leftover.rmdir()
     return ExportRecord(tuple(written), tuple(files))
+
+
+def _clear(room: Path) -> None:
+    """An F16 file and a dense folder are as large as the model."""
+    for leftover in sorted(room.rglob("*"), reverse=True):
+        leftover.unlink() if leftover.is_file() or leftover.is_symlink() else leftover.rmdir()
 
 
 def _share(progress: Progress, number: int, jobs: Sequence[Job]) -> Progress:

@@ -33,6 +33,7 @@ from clp_edge.models.source import (
 )
 from clp_edge.pipeline import lock, provenance
 from clp_edge.pipeline.folder import admit, hf_folder_of
+from clp_edge.pipeline.foretold import options_of
 from clp_edge.pipeline.overlap import overlaps
 from clp_edge.pipeline.preflight import Problems, check_disk
 from clp_edge.pipeline.runner import Ledger, Runner
@@ -82,6 +83,8 @@ class ExportPlanned:
     """of the files"""
     says: Provenance | None
     targets: tuple[Target, ...]
+    files: tuple[exporters.ExportPlan, ...]
+    """what each target will be"""
     text: Tensor | None
     out: Path
     threads: int
@@ -118,17 +121,20 @@ def plan_export(config: ExportConfig) -> ExportPlanned:
     out = config.out if config.out is not None else Path(f"{name}-export")
     size = 0
     notes: list[str] = []
+    planned_files: list[exporters.ExportPlan] = []
     text = problems.attempt(lambda: _text(config, tokenizer))
-    options = export_stage.options_of(config.files, says)
+    options = options_of(config.files, says)
     for target in targets:
         planned = exporters.plan(
             model_config,
             tokenizer,
             target,
             tokenizer_gguf=tokenizer_gguf(source),
+            metadata=_metadata(says, name),
             calibrated=text is not None,
             options=options,
         )
+        planned_files.append(planned)
         size += planned.predicted_bytes
         notes += planned.notes
         for problem in planned.problems:
@@ -154,6 +160,7 @@ def plan_export(config: ExportConfig) -> ExportPlanned:
         name=name,
         says=says,
         targets=targets,
+        files=tuple(planned_files),
         text=text,
         out=out,
         threads=config.threads or default_threads(),
@@ -175,6 +182,11 @@ def _text(config: ExportConfig, tokenizer: Any) -> Tensor | None:
         ).fit
     kept = Path(config.model) / "stages" / calibrate.STAGE.name / calibrate.TENSORS
     return load_file(str(kept))["fit"] if kept.is_file() else None
+
+
+def _metadata(says: Provenance | None, name: str) -> dict[str, Any]:
+    """What the files say of themselves."""
+    return provenance.dense_metadata(name) if says is None else provenance.file_metadata(says)
 
 
 def _content(text: Tensor | None) -> str | None:
@@ -200,12 +212,8 @@ def inputs(config: ExportConfig, plan: ExportPlanned) -> Inputs:
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> ExportRecord:
     folder = context.ground.source.path
     cut = given.says is not None
-    says = (
-        provenance.file_metadata(given.says)
-        if given.says is not None
-        else provenance.dense_metadata(given.name)
-    )
-    options = export_stage.options_of(given.files, given.says)
+    says = _metadata(given.says, given.name)
+    options = options_of(given.files, given.says)
     jobs = [
         export_stage.Job(
             target,
