@@ -83,6 +83,14 @@ Careful = Annotated[
     bool,
     typer.Option("--careful", help="GGUF: more bits for the head and the blocks beside the cut."),
 ]
+Converter = Annotated[
+    str,
+    typer.Option(
+        help="GGUF: who converts the weights: ours, peer (llama.cpp's own converter, in the folder "
+        "that CLP_EDGE_PEER names; it knows more families) or auto, ours where it knows the "
+        "family. The file is proved against torch either way."
+    ),
+]
 Provider = Annotated[
     str, typer.Option("--ep", help="ONNX: the execution provider to write for: cpu, cuda or dml.")
 ]

@@ -51,6 +51,9 @@ class WindowRecord:
     kl_healed: float | None
     kl_raw_se: float | None = None
     """over sequences"""
+    kl_healed_se: float | None = None
+    sequences: int | None = None
+    """on how many it was judged, where these are not all: it left early"""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,14 @@ class SearchRecord:
     near_tie: bool = False
     gate: GateRecord | None = None
     tokens: int | None = None
+    raw_choice: Span | None = None
+    """what raw KL alone would have chosen, where the criterion is healed"""
+    refit_tokens: int | None = None
+    """how much text the windows were refitted on, where the criterion is healed"""
+    notes: tuple[str, ...] = ()
+    """why the criterion is not the one asked for, where it is not"""
+    spilled: bool = False
+    """whether the block states had to be laid into files"""
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,8 @@ class RungRecord:
     seconds: float
     facts: dict[str, Any] = field(default_factory=dict)
     """what there is to know besides; its keys depend on the rung"""
+    recovered: float | None = None
+    """the share of the nats lost by the cut that have come back after it"""
 
 
 @dataclass(frozen=True)
@@ -135,8 +148,6 @@ class HealRecord:
     """ids of the dense model"""
     kl_cut: float | None
     kl_refit: float | None
-    recovered: float | None = None
-    """the share of the nats lost by the cut that have come back after it"""
     kl_tuned: float | None
     seconds: float
     ridge: float | None = None

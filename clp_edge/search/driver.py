@@ -1,7 +1,8 @@
 """The driver of every search: take the dense pass, ask a method, judge what it proposes.
 
-What a method says of its own windows decides nothing: the exact KL of each does, and from it come
-the regret (what the method's own favourite would have cost) and the stability.
+What a method says of its own windows decides nothing: the exact KL of each does, or, where the
+cut will be mended, the exact KL that is left after the refit of each. From it come the regret
+(what the method's own favourite would have cost) and the stability.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError, UsageError
@@ -18,10 +21,14 @@ from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.registry import METHODS
 from clp_edge.search.cost import cost_of
+from clp_edge.search.healed import healed_scores
 from clp_edge.search.method import Method, Problem, Proposal, Trace
 from clp_edge.search.states import collect_states
-from clp_edge.search.windows import Stability, WindowScore, score_windows, stability
+from clp_edge.search.windows import Stability, WindowScore, stability
 from clp_edge.segment import Segment, check_count
+
+HEALED_WINDOWS = 5
+"""Of the windows judged, so many are refitted: the best by raw KL."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +38,31 @@ class SearchResult:
     method: str
     reason: str
     """why this method was used"""
+    criterion: Literal["raw", "healed"]
+    """what the choice was made by"""
     segment: Segment
     kl_raw: float
+    kl_healed: float | None
+    """after the refit, on the same text; None where it was not computed"""
     windows: tuple[WindowScore, ...]
-    """every window that was judged exactly and has finite logits, by start"""
+    """every window that was judged on all sequences and has finite logits, by start"""
+    partial: tuple[WindowScore, ...]
+    """windows that were looked at on the first sequences alone, and left; by start"""
+    healed: tuple[WindowScore, ...]
+    """the windows that were refitted, after the refit, or as they were where it made them worse"""
+    raw_choice: Segment
+    """what raw KL alone would have chosen"""
+    notes: tuple[str, ...]
+    """why a criterion could not be used, as far as it could not"""
     regret: float
-    """of the method's own choice before the exact judge, among the windows judged"""
+    """of the method's own choice before the judge, among the windows judged, in the criterion"""
     stability: Stability
+    """of the choice, in the criterion"""
     trace: Trace | None
     forward_equivalents: float
     seconds: float
+    spilled: bool = False
+    """whether the block states had to be laid into files"""
 
 
 def window_starts(total: int, count: int, *, allow_ends: bool = False) -> range:
@@ -77,6 +99,7 @@ def search(
     *,
     count: int,
     method: str = "auto",
+    fit: Tensor | None = None,
     seed: int = 0,
     batch: int = 4,
     allow_ends: bool = False,
@@ -85,7 +108,9 @@ def search(
 ) -> SearchResult:
     """Find the run of `count` blocks whose removal costs least KL on ids (sequences, tokens).
 
-    Args: allowed, a predicate of what the requested targets can express.
+    Args: fit, other text (sequences, tokens) to refit the best windows on: the choice is then by
+        what is left after the refit; None: by raw KL. allowed, a predicate of what the requested
+        targets can express. seed, of the order in which the sequences are read.
     Raises: UsageError for an impossible count or an unknown method; ClpEdgeError for a model
         whose logits are not finite or constant.
     """
@@ -97,33 +122,72 @@ def search(
             f"no run of {count} blocks can be expressed by every target asked for",
             "drop another number of blocks, or ask for another target",
         )
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
     cost = cost_of(body, int(ids.shape[1]))
-    states = collect_states(body, ids, batch=batch, progress=progress)
+    states = collect_states(body, ids[order.to(ids.device)], batch=batch, progress=progress)
     problem = Problem(body, states, count, starts, cost, seed, allowed)
+    problem.judge.batch = batch
     name, reason = choose_method(method, problem)
     proposal = _load(name).propose(problem, progress)
     _check(name, problem, proposal)
-    judged = score_windows(body, states, proposal.candidates, batch=batch, progress=progress)
+    judged = problem.judge.scores(proposal.candidates, progress)
     # In float16 a model may overflow without some of its blocks: such a window is no choice.
     scores = [score for score in judged if math.isfinite(score.kl)]
     if not scores:
         raise ClpEdgeError(
             f"the logits are not finite whichever {count} blocks go", "give --dtype float32"
         )
-    best = min(scores, key=lambda score: score.kl)
-    own = scores[0].kl if proposal.ranked else best.kl
+    raw = min(scores, key=lambda score: score.kl)
+    final, notes, healing = scores, (), 0.0
+    if fit is not None and len(fit):
+        final, notes, healing = _after_refit(problem, scores, fit, progress)
+    best = min(final, key=lambda score: score.kl)
+    own = next((s.kl for s in final if s.segment == scores[0].segment), None)
+    if own is None or not proposal.ranked:
+        own = best.kl
+    healed = final is not scores
     return SearchResult(
         method=name,
         reason=reason,
+        criterion="healed" if healed else "raw",
         segment=best.segment,
-        kl_raw=best.kl,
+        kl_raw=next(score.kl for score in scores if score.segment == best.segment),
+        kl_healed=best.kl if healed else None,
         windows=tuple(sorted(scores, key=lambda score: score.segment)),
+        partial=tuple(problem.judge.partial(proposal.candidates)),
+        healed=tuple(sorted(final, key=lambda score: score.segment)) if healed else (),
+        raw_choice=raw.segment,
+        notes=notes,
         regret=own / best.kl - 1.0 if best.kl > 0 else 0.0,
-        stability=stability(scores, seed=seed),
+        stability=stability(final, seed=seed),
         trace=proposal.trace,
-        forward_equivalents=proposal.spent + cost.oracle(proposal.candidates),
+        forward_equivalents=1.0 + proposal.spent + problem.judge.spent + healing,
         seconds=time.perf_counter() - began,
+        spilled=states.spilled,
     )
+
+
+def _after_refit(
+    problem: Problem, scores: list[WindowScore], fit: Tensor, progress: Progress
+) -> tuple[list[WindowScore], tuple[str, ...], float]:
+    """The best windows by raw KL (and the method's own favourite), each after its refit.
+
+    Returns: their scores (or those given, where none could be refitted), notes, forward
+    equivalents.
+    """
+    ranked = sorted(scores, key=lambda score: score.kl)
+    wanted = ranked[:HEALED_WINDOWS]
+    if scores[0] not in wanted:
+        wanted[-1] = scores[0]
+    found = healed_scores(problem, [score.segment for score in wanted], fit, progress=progress)
+    notes = tuple(dict.fromkeys(f"no refit: {why}" for why in found.refused.values()))
+    if not found.scores:
+        return scores, notes, found.spent
+    final = []
+    for score in wanted:
+        after = found.scores.get(score.segment)
+        final.append(after if after is not None and after.kl < score.kl else score)
+    return final, notes, found.spent
 
 
 def _check(name: str, problem: Problem, proposal: Proposal) -> None:

@@ -1,4 +1,4 @@
-"""Every window goes to the judge: the oracle as a method (search/windows.py has the arithmetic)."""
+"""Every window on every sequence: the plain oracle as a method (windows.py has the arithmetic)."""
 
 from __future__ import annotations
 

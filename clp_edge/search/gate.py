@@ -10,30 +10,36 @@ to sit at the ends and never closes. s is the only trained number; the model is 
 needs the activations' gradients alone. tau anneals geometrically.
 
 A single descent ends in the nearest local minimum (measured: two of three starts end in windows 4
-to 10 times worse than the best). So there are several: seeds from a one-pass score and an even
-grid, cut by half after each round on their own loss. The end decides: the windows around the
-survivors are judged by exact KL.
+to 10 times worse than the best), and a slope leads over two or three blocks, not over ten. So there
+are many short descents: an even grid of starts and the windows that a one-pass score likes. The
+soft gate moves a start; what decides between starts is the gate in its hard form, g exactly 0 or 1,
+on the same few sequences for all (common random numbers), so the worse half leaves after each
+round, and a clear leader ends the search early. The exact judge sees the last few windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clp_edge.kernels.head_kl import head_kl, token_rows
-from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
-from clp_edge.search.cost import Cost
 from clp_edge.search.gated import ActivationBudget, activation_budget, gated_final_hidden
+from clp_edge.search.judge import paired
 from clp_edge.search.method import Problem, Proposal, Trace
 from clp_edge.search.states import BlockStates
 from clp_edge.segment import Segment
 
 OPEN = 1e-3
 """A block whose gate is nearer to 1 than this runs as it is."""
+
+SURE, SURE_FROM = 4.0, 4
+"""A leader so many paired standard errors ahead, on so many sequences, ends the descents."""
 
 FLOAT16_SCALE = 1024.0
 """What the loss is multiplied by in float16, whose gradients would fall below its smallest number
@@ -65,19 +71,17 @@ def _budget(mass: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class GateSettings:
-    """How the gate descends; the defaults work on the demo model, others were not compared yet."""
+    """How the gate descends; docs/LOG.md has what else was tried on the demo model."""
 
-    rounds: int = 3
-    """halvings of the starts"""
-    steps: int = 4
-    """steps of every start in a round"""
-    tokens: int = 512
-    """tokens of one step"""
-    spacing: int = 4
+    spacing: int = 2
     """blocks between two starts of the even grid"""
-    learning_rate: float = 0.4
+    steps: tuple[int, ...] = (0, 2, 3)
+    """steps of every start in each round, before the worse half leaves"""
+    tokens: int = 256
+    """tokens of one step, the same ones for all starts; at least one sequence"""
+    learning_rate: float = 0.5
     """of Adam on s, in blocks"""
-    first_temperature: float = 2.0
+    first_temperature: float = 1.5
     last_temperature: float = 0.3
     judged: int = 5
     """windows that the exact judge may see"""
@@ -87,7 +91,7 @@ class GateSettings:
 
 @dataclass
 class Descent:
-    """One start: where it has been, and its loss in the last round."""
+    """One start: where it has been, and the gate's loss there."""
 
     origin: float
     start: Tensor
@@ -96,9 +100,8 @@ class Descent:
     losses: list[float] = field(default_factory=list)
 
     @property
-    def recent(self) -> float:
-        tail = self.losses[-3:]
-        return sum(tail) / len(tail)
+    def at(self) -> float:
+        return float(self.start.detach())
 
 
 def seeds(states: BlockStates, count: int, starts: range, spacing: int) -> list[float]:
@@ -115,77 +118,84 @@ def seeds(states: BlockStates, count: int, starts: range, spacing: int) -> list[
 
 
 def descend(problem: Problem, settings: GateSettings, *, progress: Progress = silent) -> Trace:
-    """Run the gate from several starts, and take those that may be chosen around where they end."""
-    body, states, cost = problem.body, problem.states, problem.cost
-    count, starts, allowed = problem.count, problem.starts, problem.allowed
-    generator = torch.Generator().manual_seed(problem.seed)
+    """Run the gate from many starts, and name the windows that look best where they end."""
+    states = problem.states
     batch = max(1, min(settings.tokens // states.tokens, states.sequences))
-    device = states.hidden[0].device
-    descents = []
-    for origin in seeds(states, count, starts, settings.spacing):
-        start = torch.tensor(origin, requires_grad=True, device=device)
-        descents.append(
+    everyone = []
+    for origin in seeds(states, problem.count, problem.starts, settings.spacing):
+        start = torch.tensor(origin, requires_grad=True, device=states.device)
+        everyone.append(
             Descent(origin, start, torch.optim.Adam([start], lr=settings.learning_rate))
         )
-    everyone = list(descents)
-    work = sum(max(1, len(descents) >> k) for k in range(settings.rounds)) * settings.steps
+    descents = list(everyone)
+    _, arguments = problem.body.prepare(states.ids[:batch])
+    room = activation_budget(
+        problem.body, states.at(0, slice(0, batch)), arguments, settings.activation_bytes
+    )
+    total = sum(settings.steps)
+    share = batch / states.sequences
     done, spent = 0, 0.0
-    _, arguments = body.prepare(states.ids[:batch])
-    room = activation_budget(body, states.hidden[0][:batch], arguments, settings.activation_bytes)
-    span = max(1, settings.rounds * settings.steps - 1)
-    share = batch * states.tokens / (states.sequences * states.tokens)
-    for turn in range(settings.rounds):
-        picks = [
-            torch.randperm(states.sequences, generator=generator)[:batch]
-            for _ in range(settings.steps)
-        ]
+    for turn, steps in enumerate(settings.steps):
         for descent in descents:
-            for step, pick in enumerate(picks):
-                at = (turn * settings.steps + step) / span
+            for step in range(done, done + steps):
+                at = step / max(1, total - 1)
                 temperature = (
                     settings.first_temperature
                     * (settings.last_temperature / settings.first_temperature) ** at
                 )
-                spent += share * _step(
-                    body, states, descent, count, starts, temperature, pick, cost, room
-                )
-                done += 1
-                progress(
-                    min(done, work), work, f"gate from {descent.origin:g}, tau {temperature:.1f}"
-                )
-        descents.sort(key=lambda descent: descent.recent)
-        if turn < settings.rounds - 1:
-            descents = descents[: max(2, len(descents) // 2)]
-    own = _nearest(descents[0], count, starts, allowed)
+                # the same text for all starts, other text at every step
+                pick = (torch.arange(batch) + step * batch) % states.sequences
+                spent += share * _step(problem, descent, temperature, pick, room)
+                note = f"gate from {descent.origin:g}, tau {temperature:.1f}"
+                progress(step + 1, total, note)
+        done += steps
+        last = turn == len(settings.steps) - 1
+        looked = min(states.sequences, 1 << turn)
+        descents, clear = _better_half(problem, descents, looked, all_of_them=last)
+        if clear:
+            break
+    own = _nearest(problem, descents[0].at)
     return Trace(
         choice=own,
-        candidates=_around(
-            descents, own, everyone[0].origin, count, starts, allowed, settings.judged
-        ),
+        candidates=_candidates(problem, descents, own, looked, settings.judged),
         paths=tuple(tuple(descent.path) for descent in everyone),
         losses=tuple(tuple(descent.losses) for descent in everyone),
         forward_equivalents=spent,
     )
 
 
+def _better_half(
+    problem: Problem, descents: list[Descent], looked: int, *, all_of_them: bool
+) -> tuple[list[Descent], bool]:
+    """The descents by the exact KL of the windows they stand at, on the first `looked` sequences.
+
+    Returns: the better half (or all), best first; and whether the leader's window is clear of all
+    others by SURE paired standard errors.
+    """
+    windows = [_nearest(problem, descent.at) for descent in descents]
+    distinct = list(dict.fromkeys(windows))
+    kl = problem.judge.look(distinct, looked)
+    mean = dict(zip(distinct, kl.mean(axis=1), strict=True))
+    ranked = [descents[k] for k in sorted(range(len(windows)), key=lambda k: mean[windows[k]])]
+    if not all_of_them:
+        ranked = ranked[: max(2, math.ceil(len(ranked) / 2))]
+    leader, gaps, errors = paired(kl)
+    others = np.arange(len(distinct)) != leader
+    clear = looked >= SURE_FROM and bool((gaps > SURE * errors)[others].all())
+    return ranked, clear
+
+
 def _step(
-    body: Anatomy,
-    states: BlockStates,
-    descent: Descent,
-    count: int,
-    starts: range,
-    temperature: float,
-    pick: Tensor,
-    cost: Cost,
-    room: ActivationBudget,
+    problem: Problem, descent: Descent, temperature: float, pick: Tensor, room: ActivationBudget
 ) -> float:
     """One step of one start; returns its forward equivalents per token of the step."""
+    body, states, cost = problem.body, problem.states, problem.cost
     total = len(body)
-    gates = gate_values(descent.start, count, total, temperature)
+    gates = gate_values(descent.start, problem.count, total, temperature)
     closing = (1.0 - gates.detach() > OPEN).nonzero()
     first = int(closing[0])
     _, arguments = body.prepare(states.ids[pick])
-    hidden = states.hidden[first][pick]
+    hidden = states.at(first, pick)
     recompute = room.recompute(total - first)
     # The gates stay float32: in bfloat16 a gate just below 1 has no value but 1.
     final = gated_final_hidden(body, hidden, gates, arguments, first=first, recompute=recompute)
@@ -195,35 +205,32 @@ def _step(
     (loss * FLOAT16_SCALE if hidden.dtype == torch.float16 else loss).backward()
     descent.optimizer.step()
     with torch.no_grad():
-        descent.start.clamp_(float(starts[0]), float(starts[-1]))
-    descent.path.append(float(descent.start.detach()))
+        descent.start.clamp_(float(problem.starts[0]), float(problem.starts[-1]))
+    descent.path.append(descent.at)
     descent.losses.append(float(loss.detach()))
     return 2.0 * cost.tail(first) + recompute * cost.block / cost.forward
 
 
-def _nearest(
-    descent: Descent, count: int, starts: range, allowed: Callable[[Segment], bool]
-) -> Segment:
-    at = float(descent.start.detach())
-    possible = [Segment.from_start(s, count) for s in starts]
-    return min((p for p in possible if allowed(p)), key=lambda segment: abs(segment.first - at))
+def _nearest(problem: Problem, start: float) -> Segment:
+    """The window that may go whose start is nearest."""
+    return min(problem.windows(), key=lambda segment: abs(segment.first - start))
 
 
-def _around(
-    descents: Sequence[Descent],
-    own: Segment,
-    best_seed: float,
-    count: int,
-    starts: range,
-    allowed: Callable[[Segment], bool],
-    limit: int,
+def _candidates(
+    problem: Problem, descents: Sequence[Descent], own: Segment, looked: int, limit: int
 ) -> tuple[Segment, ...]:
-    """The gate's choice, the best seed, a rival, the neighbours, then the other survivors."""
-    middles = [_nearest(descent, count, starts, allowed).first for descent in descents]
-    wanted = [own.first, round(best_seed), *middles[1:2], own.first + 1, own.first - 1]
-    wanted += [middle + offset for middle in middles[1:] for offset in (0, 1, -1)]
-    possible = [Segment.from_start(s, count) for s in wanted if s in starts]
-    return tuple(dict.fromkeys(segment for segment in possible if allowed(segment)))[:limit]
+    """The gate's choice, then the best windows beside the survivors' ends, by a hard look."""
+    possible = set(problem.windows())
+    around = [
+        Segment.from_start(_nearest(problem, descent.at).first + offset, problem.count)
+        for offset in (0, 1, -1)
+        for descent in descents
+    ]
+    others = [one for one in dict.fromkeys(around) if one in possible and one != own]
+    if not others:
+        return (own,)
+    kl = problem.judge.look(others, looked).mean(axis=1)
+    return (own, *(others[k] for k in np.argsort(kl, kind="stable")[: limit - 1]))
 
 
 class Gate:
@@ -233,16 +240,18 @@ class Gate:
         self.settings = settings or GateSettings()
 
     def predict(self, problem: Problem) -> float:
-        """The dense pass, the steps over a third of the model on average, and the judge."""
-        settings, cost, states = self.settings, problem.cost, problem.states
-        runs = len(problem.starts) // settings.spacing + 2
-        steps = settings.steps * sum(max(2, runs >> k) for k in range(settings.rounds))
-        share = max(states.tokens, settings.tokens) / (states.sequences * states.tokens)
-        return (
-            1.0
-            + steps * share * 2.0 * cost.tail(cost.blocks // 3)
-            + settings.judged * cost.tail(cost.blocks // 2)
-        )
+        """The dense pass, the steps over the later half of the model, the looks and the judge."""
+        settings, cost, sequences = self.settings, problem.cost, problem.states.sequences
+        runs = len(problem.starts) // settings.spacing + 1
+        batch = max(1, min(settings.tokens // problem.states.tokens, sequences))
+        tail = cost.tail(cost.blocks // 2)
+        total, seen = 1.0 + cost.head / cost.forward, 0
+        for turn, steps in enumerate(settings.steps):
+            looked = min(sequences, 1 << turn)
+            total += runs * steps * 2.0 * tail * batch / sequences
+            total += runs * (looked - seen) / sequences * tail
+            runs, seen = max(2, math.ceil(runs / 2)), looked
+        return total + min(settings.judged, len(problem.starts)) * tail
 
     def propose(self, problem: Problem, progress: Progress) -> Proposal:
         """The windows around where the descents end."""

@@ -1,18 +1,20 @@
 """What a search method is: it predicts what it would cost, and proposes windows to be judged.
 
-It decides nothing: the driver judges what was proposed by exact KL. A new method is one file with
-an object of this protocol and one row of METHODS in clp_edge/registry.py.
+It decides nothing: the driver judges what was proposed, by exact KL or by what a refit leaves of
+it. A new method is one file with an object of this protocol and one row of METHODS in
+clp_edge/registry.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress
 from clp_edge.search.cost import Cost
+from clp_edge.search.judge import Judge
 from clp_edge.search.states import BlockStates
 from clp_edge.segment import Segment
 
@@ -31,6 +33,11 @@ class Problem:
     seed: int = 0
     allowed: Callable[[Segment], bool] = lambda segment: True
     """whether every target that was asked for can express the model without this segment"""
+    judge: Judge = field(init=False, repr=False, compare=False)
+    """exact KL of hard windows; what a method looks at through it is not measured again"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "judge", Judge(self.body, self.states, self.cost))
 
     def windows(self) -> tuple[Segment, ...]:
         """Every window that may be chosen, by start."""
@@ -49,7 +56,7 @@ class Trace:
     paths: tuple[tuple[float, ...], ...]
     """the window's real-valued start after every step, one path a start"""
     losses: tuple[tuple[float, ...], ...]
-    """KL after every step, nats per token"""
+    """KL under the soft gate at every step, nats per token"""
     forward_equivalents: float
 
 
@@ -60,7 +67,7 @@ class Proposal:
     candidates: tuple[Segment, ...]
     """the best guess first; at least one, of `Problem.windows()`"""
     spent: float
-    """forward equivalents (search/cost.py), without the dense pass and without the judge"""
+    """forward equivalents (search/cost.py), without the dense pass and what the judge did"""
     trace: Trace | None = None
     ranked: bool = True
     """whether the order says something; False where the method leaves the choice to the judge, so

@@ -1,7 +1,7 @@
 """The oracle: exact KL of every window of n blocks, from the stored block inputs.
 
 Window [s, s+n) needs the blocks s+n ... L-1 and the head only, about (L-n)²/2L dense passes for
-the whole curve. It is both a method of its own and the judge of every other:
+the whole curve. It is both a method of its own and the judge of every other (judge.py):
 regret = KL(choice) / min KL - 1.
 """
 
@@ -16,7 +16,6 @@ import torch
 from clp_edge.kernels.head_kl import head_kl
 from clp_edge.metrics import mean_and_standard_error
 from clp_edge.models.anatomy import Anatomy
-from clp_edge.progress import Progress, silent
 from clp_edge.search.states import BlockStates
 from clp_edge.segment import Segment
 
@@ -31,36 +30,25 @@ class WindowScore:
     """over sequences"""
     by_sequence: tuple[float, ...]
 
+    @classmethod
+    def of(cls, segment: Segment, by_sequence: Sequence[float]) -> WindowScore:
+        """The mean over these sequences, and its standard error."""
+        mean, error = mean_and_standard_error(by_sequence)
+        return cls(segment, mean, error, tuple(by_sequence))
+
 
 @torch.no_grad()
-def score_windows(
-    body: Anatomy,
-    states: BlockStates,
-    segments: Sequence[Segment],
-    *,
-    batch: int = 4,
-    progress: Progress = silent,
-) -> list[WindowScore]:
-    """The exact KL of each segment on the tokens of `states`, in the order given."""
-    total = len(body)
-    work = sum(total - segment.last for segment in segments) * states.sequences
-    done = 0
-    scores: list[WindowScore] = []
-    for segment in segments:
-        by_sequence: list[float] = []
-        for start in range(0, states.sequences, batch):
-            stop = min(start + batch, states.sequences)
-            _, arguments = body.prepare(states.ids[start:stop])
-            hidden = states.hidden[segment.first][start:stop]
-            hidden = body.run_blocks(range(segment.last + 1, total), hidden, arguments)
-            dense = states.dense.select(states.rows(start, stop))
-            kl = head_kl(body.head, dense, body.normed(hidden).flatten(0, 1))
-            by_sequence.extend(kl.view(stop - start, -1).mean(dim=1).tolist())
-            done += (total - segment.last) * (stop - start)
-            progress(done, work, f"blocks {segment}")
-        mean, error = mean_and_standard_error(by_sequence)
-        scores.append(WindowScore(segment, mean, error, tuple(by_sequence)))
-    return scores
+def window_kl(
+    body: Anatomy, states: BlockStates, segment: Segment, first: int, last: int
+) -> list[float]:
+    """Mean KL of each of the sequences first ... last-1 without the segment, nats per token."""
+    _, arguments = body.prepare(states.ids[first:last])
+    hidden = states.at(segment.first, slice(first, last))
+    hidden = body.run_blocks(range(segment.last + 1, len(body)), hidden, arguments)
+    dense = states.dense.select(states.rows(first, last))
+    kl = head_kl(body.head, dense, body.normed(hidden).flatten(0, 1))
+    values: list[float] = kl.view(last - first, -1).mean(dim=1).tolist()
+    return values
 
 
 FEWEST_SEQUENCES = 4

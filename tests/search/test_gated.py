@@ -62,7 +62,7 @@ def same(got: tuple, expected: tuple) -> None:
 
 
 def test_every_family_is_fused_and_says_how() -> None:
-    assert set(FUSED) == set(FAMILIES)
+    assert set(FAMILIES) - set(FUSED) == {"stablelm"}  # its norms are no RMS norms
     assert path_of(dissect(tiny_model("qwen3", blocks=2))) == (True, "pre-norm blocks")
     assert "before and after" in path_of(dissect(tiny_model("gemma2", blocks=2))).reason
     assert "the gated sum" in path_of(dissect(tiny_model("olmo2", blocks=2))).reason
@@ -229,7 +229,7 @@ def descended(model_type: str, **settings) -> Trace:
     body.model.requires_grad_(False)
     states = collect_states(body, random_ids(4, 20))
     problem = Problem(body, states, 2, range(1, 4), cost_of(body, 20))
-    return descend(problem, GateSettings(rounds=1, steps=3, tokens=40, spacing=2, **settings))
+    return descend(problem, GateSettings(steps=(3,), tokens=40, spacing=2, **settings))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "olmo2"])

@@ -15,8 +15,9 @@ from clp_edge.models.families import FAMILIES
 from clp_edge.search import Problem, choose_method, search, window_starts
 from clp_edge.search.cost import Cost, cost_of
 from clp_edge.search.gate import gate_values
+from clp_edge.search.judge import Judge
 from clp_edge.search.states import BlockStates, collect_states
-from clp_edge.search.windows import WindowScore, score_windows, stability
+from clp_edge.search.windows import WindowScore, stability
 from clp_edge.segment import Segment
 from tests.tiny import random_ids, tiny_model
 
@@ -27,7 +28,7 @@ def test_window_kl_equals_kl_of_the_gated_off_model(model_type: str) -> None:
     ids = random_ids(3, 40)
     segments = [Segment(1, 2), Segment(4, 5), Segment(6, 7)]
     states = collect_states(body, ids, batch=2)
-    scores = score_windows(body, states, segments, batch=2)
+    scores = Judge(body, states, cost_of(body, 40), batch=2).scores(segments)
     with torch.no_grad():
         dense = body.model(ids).logits
         for segment, score in zip(segments, scores, strict=True):
@@ -98,7 +99,7 @@ def make_one_window_free(body, free: Segment) -> None:
             body.submodule(index, "mlp.down_proj").weight.mul_(0.01)
 
 
-@pytest.mark.parametrize("method", ["exact", "gate"])
+@pytest.mark.parametrize("method", ["exact", "halving", "gate"])
 @pytest.mark.parametrize("first", [2, 7])
 def test_both_methods_find_the_free_window(method: str, first: int) -> None:
     body = dissect(tiny_model("llama", blocks=12))
@@ -110,9 +111,14 @@ def test_both_methods_find_the_free_window(method: str, first: int) -> None:
     if method == "exact":
         assert len(found.windows) == 12 - 3 - 1
         assert found.regret == 0.0
+    elif method == "halving":
+        assert len(found.windows) == 3
+        assert len(found.windows) + len(found.partial) == 12 - 3 - 1
     else:
         assert found.trace is not None
         assert len(found.windows) <= 5
+    assert found.criterion == "raw"
+    assert found.kl_healed is None
 
 
 def test_search_leaves_the_model_as_it_was() -> None:
@@ -193,9 +199,10 @@ def test_auto_takes_the_cheaper_method_and_says_why() -> None:
     small = problem_of(Cost(blocks=30, block=1.0, head=8.0), 6, 8)
     large = problem_of(Cost(blocks=80, block=1.0, head=1.0), 16, 128)
     name, reason = choose_method("auto", small)
-    assert name == "exact"
-    assert reason == "predicted cost in forward passes: exact 13.3, gate 21.7 (23 windows)"
-    assert choose_method("auto", large)[0] == "gate"
+    assert name == "halving"
+    assert reason.startswith("predicted cost in forward passes: exact 13.3, halving ")
+    assert reason.endswith(" (23 windows)")
+    assert choose_method("auto", large)[0] != "exact"
     assert choose_method("Oracle", small) == ("exact", "as asked for")
     with pytest.raises(UsageError, match="nearest"):
         choose_method("nearest", small)

@@ -3,6 +3,6 @@
 from clp_edge.pipeline.verbs.export import ExportConfig, export
 from clp_edge.pipeline.verbs.heal import heal
 from clp_edge.pipeline.verbs.prune import prune
-from clp_edge.pipeline.verbs.search import search
+from clp_edge.pipeline.verbs.search import compare, search
 
-__all__ = ["ExportConfig", "export", "heal", "prune", "search"]
+__all__ = ["ExportConfig", "compare", "export", "heal", "prune", "search"]
