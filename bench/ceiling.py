@@ -26,13 +26,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import gguf
 
 from clp_edge.bench.card import AttentionBlock, StaticCard
 from clp_edge.bench.onnx_ceiling import GRAPH, read_onnx_card
 from clp_edge.errors import ClpEdgeError
+from clp_edge.gguf_file.header import GgufHeader, read_header
 
 # Tables that are looked up: one row is read for one token, not the whole tensor.
 LOOKUP_TENSORS = frozenset(
@@ -92,46 +90,40 @@ def read_card(path: Path) -> StaticCard:
 
     Raises ClpEdgeError when the file is no GGUF or lacks the keys that say its shape.
     """
-    try:
-        reader = gguf.GGUFReader(str(path))
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ClpEdgeError(
-            f"cannot read {path.name} as GGUF ({error})", "give a complete .gguf file"
-        ) from error
-    architecture = _field(reader, "general.architecture")
-    blocks = _field(reader, f"{architecture}.block_count") if architecture else None
+    header = read_header(path)
+    architecture, blocks = header.architecture, header.own("block_count")
     if not architecture or blocks is None:
         raise ClpEdgeError(
             f"{path.name} does not say its architecture and block count", "is it a whole model?"
         )
-    names = {tensor.name for tensor in reader.tensors}
-    experts = _field(reader, f"{architecture}.expert_count")
-    share = _field(reader, f"{architecture}.expert_used_count") / experts if experts else 1.0
+    names = {tensor.name for tensor in header.tensors}
+    experts = header.own("expert_count")
+    share = header.own("expert_used_count") / experts if experts else 1.0
     read_whole, in_blocks, matmul, head = 0.0, 0.0, 0.0, 0
-    for tensor in reader.tensors:
-        rows = int(tensor.shape[1]) if len(tensor.shape) > 1 else 1
+    for tensor in header.tensors:
+        rows = tensor.shape[1] if len(tensor.shape) > 1 else 1
         used = share if "_exps." in tensor.name else 1.0
         is_head = tensor.name == HEAD or (tensor.name == EMBEDDING and HEAD not in names)
         if tensor.name in LOOKUP_TENSORS and not is_head:
-            read_whole += tensor.n_bytes / rows
+            read_whole += tensor.bytes / rows
         else:
-            read_whole += tensor.n_bytes * used
+            read_whole += tensor.bytes * used
         if tensor.name.startswith("blk."):
-            in_blocks += tensor.n_bytes * used
+            in_blocks += tensor.bytes * used
         if is_head:
-            head = int(tensor.n_elements)
+            head = tensor.elements
         elif tensor.name.startswith("blk.") and len(tensor.shape) > 1:
-            matmul += tensor.n_elements * used
+            matmul += tensor.elements * used
     return StaticCard(
         path=path,
-        architecture=str(architecture),
+        architecture=architecture,
         blocks=int(blocks),
         file_bytes=path.stat().st_size,
         weight_bytes_per_token=round(read_whole),
         block_bytes=round(in_blocks),
         block_matmul_elements=round(matmul),
         head_elements=head,
-        attention=_attention(reader, str(architecture), int(blocks)),
+        attention=_attention(header, int(blocks)),
     )
 
 
@@ -147,12 +139,8 @@ def card_of(path: Path) -> StaticCard | None:
     return None
 
 
-def _attention(
-    reader: gguf.GGUFReader, architecture: str, blocks: int
-) -> tuple[AttentionBlock, ...]:
-    def key(name: str) -> Any:
-        return _field(reader, f"{architecture}.{name}")
-
+def _attention(header: GgufHeader, blocks: int) -> tuple[AttentionBlock, ...]:
+    key = header.own
     heads = _per_block(key("attention.head_count"), blocks)
     kv_heads = _per_block(key("attention.head_count_kv") or heads, blocks)
     width = key("embedding_length") or 0
@@ -179,8 +167,3 @@ def _per_block(value: int | Sequence[int] | None, blocks: int) -> list[int]:
     if value is None:
         return [0] * blocks
     return list(value) if isinstance(value, (list, tuple)) else [int(value)] * blocks  # type: ignore[arg-type]
-
-
-def _field(reader: gguf.GGUFReader, name: str) -> Any:
-    field = reader.fields.get(name)
-    return None if field is None else field.contents()
