@@ -121,6 +121,8 @@ def _print(ui: Ui, found: EvalDocument) -> None:
         ("model", "perplexity", "over the dense", "KL to dense (nats)", "same top token"),
         rows,
     )
+    for name, where in found.computed_on.items():
+        ui.result(f"{name}: {where}")
     asked, talked = tasks_block(found.quality), sanity_block(found.quality)
     ui.blocks([block for block in (asked, talked) if block is not None])
     if found.suites is not None:

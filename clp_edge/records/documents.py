@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clp_edge.records.judging import GateVerdictRecord
 from clp_edge.records.learning import EvaluationRecord, HealRecord, SearchRecord
@@ -94,6 +94,8 @@ class EvalDocument:
     """what each path says to the quality that was asked for; None: none was"""
     schema: int = SCHEMA
     suites: SuitesRecord | None = None
+    computed_on: dict[str, str] = field(default_factory=dict)
+    """of each file that a runtime opened: the runtime, where it computed and why"""
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def measure(
 
     whole = torch_side(model, partial(evaluate.measure_dense, reference))
     measured: dict[str, QualityRecord] = {source.name: quality_record(whole, whole)}
+    computed_on: dict[str, str] = {}
     for folder, path in zip(folders, paths, strict=True):
         is_hf = (folder / "config.json").is_file() and not any(folder.glob("*.onnx"))
         if is_hf:
@@ -113,6 +114,10 @@ def measure(
                 context=max(length, exam.tokens) if evaluation.tasks or sanity else length,
                 gpu_layers=gpu_layers,
             ) as session:
+                reason = session.info.backend_reason
+                computed_on[str(path)] = f"{session.info.runtime}, {session.info.where}" + (
+                    f": {reason}" if reason else ""
+                )
                 side = exam.side(
                     partial(evaluate.measure_artifact, session, ids, reference),
                     session.score,
@@ -146,6 +151,7 @@ def measure(
         quality=measured,
         quality_gate=gate.judge(judged) if gate.wanted else None,
         suites=answers,
+        computed_on=computed_on,
     )
 
 
