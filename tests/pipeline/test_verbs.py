@@ -216,8 +216,13 @@ def test_eval_asks_a_gguf_file_the_same(place: Path) -> None:
     works("export", "for-file", "--target", "gguf-f16", "--out", "f16")
     file = next((place / "f16").rglob("*.gguf"))
     asked = ("--dense", "tiny", *SHORT, "--tasks", questions(place), "--sanity", "--json")
+    asked += ("--gpu-layers", "0")
     code, out, err = call("eval", str(file), "for-file", *asked, "--max-kl", "0.0000001")
     assert code == 4, err
+    assert json.loads(out)["computed_on"] == {str(file): "llama.cpp, CPU: --gpu-layers 0"}
+    proof = json.loads((place / "f16" / "export.json").read_text())["artifacts"][0]["verify"]
+    assert proof["runtime"].startswith("llama-cpp-python")
+    assert proof["backend_reason"]
     quality = json.loads(out)["quality"]
     gguf, folder = quality[str(file)], quality["for-file"]
     assert (
