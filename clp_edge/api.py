@@ -120,7 +120,7 @@ def evaluate(
     """Perplexity, KL and agreement of models and files beside the dense model, and questions.
 
     flags: sanity, gate (a `clp_edge.evaluate.QualityGate`; the document says what is missed),
-    threads, device, dtype.
+    suites and limit (names of lm-eval's tasks, and how many items of each), threads, device, dtype.
     """
     evaluation = EvaluationConfig.with_tokens(
         eval_text,

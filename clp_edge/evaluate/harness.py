@@ -4,9 +4,10 @@ The package is an extra and imported here alone, when a suite is asked for. Its 
 the hub's cache or, with a network, from the hub; where neither has one, the error says which and
 gives the line that fetches it. Everything is loaded and looked at before a model is opened.
 
->>> suites = Suites(["arc_easy"])                                           # doctest: +SKIP
->>> found = suites.ask(of_model(model), tokenizer, window=2048, limit=100)  # doctest: +SKIP
->>> found["arc_easy"].metrics["acc,none"].value                             # doctest: +SKIP
+>>> from clp_edge.evaluate.speaker import of_model
+>>> suites = Suites(["arc_easy"], limit=100)                     # doctest: +SKIP
+>>> found = suites.ask(of_model(model), tokenizer, window=2048)  # doctest: +SKIP
+>>> found["arc_easy"].metrics["acc,none"].value                  # doctest: +SKIP
 0.55
 """
 

@@ -1,5 +1,7 @@
 """What a harness needs of a model: scores of continuations, and greedy ids.
 
+>>> from pathlib import Path
+>>> from clp_edge.runtimes import open_artifact
 >>> with open_artifact(Path("model.Q4_K_M.gguf"), context=2049) as session:  # doctest: +SKIP
 ...     of_session(session).generate(ids, 16, frozenset())
 """
