@@ -159,7 +159,7 @@ def test_where_none_passes_the_smallest_stays_and_says_that_it_failed(place: Pat
 def test_an_interrupted_second_try_goes_on_with_the_second(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(place, "broken", max_kl=1e-5)
+    asked = config(place, "broken", max_kl=50.0)
     two_then_one = {0: 2, 1: 1, 2: None}
     monkeypatch.setattr(tries, "next_try", lambda shares, done: two_then_one[len(done)])
     honest, calls = evaluate_stage.STAGE.run, []
@@ -181,7 +181,10 @@ def test_an_interrupted_second_try_goes_on_with_the_second(
         object.__setattr__(evaluate_stage.STAGE, "run", honest)
     tried: tuple[TryRecord, ...] = outcome.report.tries.tries
     assert [one.count for one in tried] == [2, 1]
-    assert len(outcome.report.search.dropped) == 1
+    assert len(outcome.report.search.dropped) == 2, "the larger one passed: it is made again"
+    (file,) = outcome.report.artifacts
+    assert outcome.report.quality[file.name].kl == pytest.approx(tried[0].kl, rel=1e-4)
+    assert [p.name for p in (outcome.out / "gguf").glob("*.gguf")] == [Path(file.path).name]
     assert not any("try 1 of" in note for note in notes), "the first try was kept"
     assert any("try 2 of" in note for note in notes)
     assert isinstance(outcome.report, Report)
