@@ -93,6 +93,7 @@ def search(report: Report) -> Sequence[Block] | None:
     facts = [
         f"{gone}: chosen by {found.method}",
         f"judged by {found.criterion or 'nothing'} KL",
+        *_changed(found),
         f"regret {write.number(found.regret)}",
         f"stability {write.number(found.stability)}",
         f"{write.number(found.forward_equivalents)} forward equivalents",
@@ -107,12 +108,24 @@ def search(report: Report) -> Sequence[Block] | None:
     ]
 
 
+def _changed(found: SearchRecord) -> list[str]:
+    """What the other criterion would have chosen."""
+    raw = found.raw_choice
+    if raw is None:
+        return []
+    if raw == found.segment:
+        return ["as raw KL would have chosen"]
+    return [f"where raw KL would have chosen {raw.first}-{raw.last}"]
+
+
 def _windows(found: SearchRecord) -> list[Block]:
     judged = []
     for window in found.windows:
         kl = window.kl_healed if found.criterion == "healed" else window.kl_raw
-        if kl is not None:
-            judged.append((kl, window))
+        if kl is None and window.kl_raw is not None:  # not among those that were refitted
+            judged.append(((1, window.kl_raw), window))
+        elif kl is not None:
+            judged.append(((0, kl), window))
     if not judged:
         return []
     best = sorted(judged, key=lambda one: one[0])[:WINDOWS_SHOWN]
@@ -126,8 +139,16 @@ def _windows(found: SearchRecord) -> list[Block]:
     )
     return [
         Table(("blocks", "KL of the cut", "KL after the refit"), rows),
-        Text(f"The best {len(best)} of {len(judged)} windows; all are in report.json."),
+        Text(
+            f"The best {len(best)} of {len(judged)} windows; all are in report.json."
+            + _left_early(found)
+        ),
     ]
+
+
+def _left_early(found: SearchRecord) -> str:
+    early = sum(window.sequences is not None for window in found.windows)
+    return f" {early} left after the first sequences, as hopeless." if early else ""
 
 
 def _no_gate(found: SearchRecord) -> list[Block]:

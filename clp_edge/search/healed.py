@@ -33,8 +33,9 @@ from clp_edge.search.method import Problem
 from clp_edge.search.windows import WindowScore
 from clp_edge.segment import Segment
 
-RIDGE_SEQUENCES = 2
-"""Sequences that the ridge is chosen on; the refitted window is judged on all."""
+RIDGE_SHARE = 4
+"""The ridge is chosen on the first quarter of the sequences; the refitted window is judged on all.
+"""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _judged(
             states.dense.select(states.rows(first, last)),
         )
 
-    few = min(RIDGE_SEQUENCES, states.sequences)
+    few = max(1, states.sequences // RIDGE_SHARE)
     job = Job(
         tail=tail,
         fit=inputs(0, few),

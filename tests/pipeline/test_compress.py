@@ -77,7 +77,13 @@ def test_the_report_keeps_its_contract_and_its_numbers_agree(finished) -> None:
     assert all(artifact["verified"] for artifact in report["artifacts"])
     curve = {w["first"]: w["kl_raw"] for w in report["search"]["windows"]}
     assert len(curve) == 8 - 2 - 1
-    assert report["search"]["kl_raw"] == min(curve.values())
+    assert report["search"]["kl_raw"] == curve[report["search"]["segment"]["first"]]
+    left = {w["first"]: w["kl_healed"] for w in report["search"]["windows"] if w["kl_healed"]}
+    assert report["search"]["criterion"] == "healed"
+    assert report["search"]["kl_healed"] == min(left.values())
+    assert all(after <= curve[first] for first, after in left.items())
+    raw = report["search"]["raw_choice"]["first"]
+    assert curve[raw] == min(curve[first] for first in left)
     assert report["quality"]["dense"]["kl"] == 0.0
     assert report["quality"]["pruned"]["kl"] > 0.0
     assert set(report["quality"]) >= {"dense", "pruned", "healed", "dense Q8_0", "healed Q8_0"}

@@ -39,7 +39,7 @@ def test_the_refit_is_the_one_that_healing_makes(
     problem = problem_of(body)
     windows = [Segment(2, 3), Segment(4, 5)]
     # the ridge chosen on all the text, as healing does
-    monkeypatch.setattr(healed_module, "RIDGE_SEQUENCES", 4)
+    monkeypatch.setattr(healed_module, "RIDGE_SHARE", 1)
     found = healed_scores(problem, windows, text(1, FIT))
     if REFIT.refuses(body, windows[0]) is not None:
         assert set(found.refused) == set(windows)
