@@ -134,9 +134,10 @@ class CutConfig:
             raise UsageError(
                 f"--prune {self.prune!r} is no share", "give one between 0 and 1, or auto"
             )
-        if isinstance(self.prune, float) and not 0.0 < self.prune < 1.0:
+        share = None if isinstance(self.prune, str) else self.prune
+        if share is not None and not 0.0 < share < 1.0:
             raise UsageError(
-                f"--prune {self.prune:g} is not between 0 and 1",
+                f"--prune {share:g} is not between 0 and 1",
                 "give the share of blocks to drop, such as 0.2",
             )
         if self.drop_blocks is not None and self.drop_blocks < 1:
@@ -297,8 +298,11 @@ class FileConfig:
     gpu_layers: int | Literal["auto"] = "auto"
     """layers that llama.cpp computes on the GPU wherever a GGUF file is opened: proved, evaluated
     and measured"""
+    converter: str = "auto"
+    """who makes a GGUF file of the weights: ours, peer (llama.cpp's own converter) or auto"""
 
     def __post_init__(self) -> None:
+        choose("--converter", self.converter, ("auto", "ours", "peer"))
         if self.gpu_layers != "auto" and self.gpu_layers < 0:
             raise UsageError(f"--gpu-layers {self.gpu_layers}", "give auto, or a number from 0 on")
         choose("--ep", self.provider, ("cpu", "cuda", "dml"))

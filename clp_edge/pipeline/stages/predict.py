@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -76,14 +77,14 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Pred
     alone: tuple[WindowRecord, ...] = ()
     for at, (count, forbidden) in enumerate(zip(given.counts, given.forbidden, strict=True)):
         progress(at, len(given.counts), f"the best cut of {count} blocks")
-        no = set(forbidden)
+        no = frozenset(forbidden)
         found = search(
             context.body(),
             ids,
             count=count,
             method="exact",
             seed=context.ground.seed,
-            allowed=lambda segment, no=no: segment not in no,  # type: ignore[misc]
+            allowed=partial(_may_go, no),
         )
         mended = heal(
             context.body(),
@@ -105,6 +106,10 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Pred
             break
     progress(1, 1)
     return PredictionRecord(tuple(cuts), alone, time.perf_counter() - began)
+
+
+def _may_go(forbidden: frozenset[Segment], segment: Segment) -> bool:
+    return segment not in forbidden
 
 
 STAGE: Stage[Inputs, PredictionRecord] = Stage(
