@@ -35,6 +35,9 @@ class ExportOptions:
     """Whether the head gets more bits."""
     provider: str = "cpu"
     """The execution provider that ONNX is written for: "cpu", "cuda" or "dml"."""
+    converter: str = "auto"
+    """Who makes a GGUF file of the weights: "ours", "peer" (llama.cpp's own converter), or "auto",
+    ours where it knows the family."""
     gpu_layers: int | Literal["auto"] = field(default="auto", compare=False)
     """Layers that llama.cpp computes on the GPU while a GGUF file is proved; it changes no file."""
 
@@ -76,6 +79,10 @@ class ExportPlan:
     fallback_tensors: int
     problems: tuple[ClpEdgeError, ...]
     notes: tuple[str, ...]
+    converter: str = ""
+    """Who makes the file of the weights, where there is a choice."""
+    read_bytes: int = 0
+    """Weight bytes that one token reads; 0 where the format does not say: the whole file then."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def run(
         str,
         typer.Option(help=f"How to find the blocks. {METHODS.help()}"),
     ] = "auto",
+    criterion: options.Criterion = "healed",
     heal: Annotated[
         str,
         typer.Option(help=f"How far to climb in mending the cut. {RUNGS.help()}"),
@@ -90,6 +91,7 @@ def run(
     tensor_type: options.TensorType = None,
     careful: options.Careful = False,
     ep: options.Provider = "cpu",
+    converter: options.Converter = "auto",
     gpu_layers: options.GpuLayers = "auto",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Output folder. [default: ./NAME-clp20]")
@@ -154,6 +156,7 @@ def run(
             max_bytes=max_bytes,
             min_speedup=min_speedup,
             search=search,
+            criterion=criterion,
             heal=heal,
             tune_blocks=tune_blocks,
             calibration=calibration,
@@ -162,7 +165,9 @@ def run(
             tasks=tuple(tasks or ()),
             task_items=task_items,
             bench=not no_bench,
-            files=FileConfig(tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers)),
+            files=FileConfig(
+                tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers), converter
+            ),
             gate=GateConfig(max_ppl_ratio, max_kl, min_retention),
             out=out,
             force=force,
@@ -216,6 +221,7 @@ def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
         ("heal", f"{asked.heal.rungs}, {asked.heal.steps} steps"),
         ("evaluate on", f"{measured}, sequences of {plan.evaluation_length} tokens"),
         ("bench", f"{asked.bench.rounds} rounds" if asked.bench.wanted else "left out"),
+        *[("converter", who) for who in sorted({p.pruned.converter for p in plan.targets} - {""})],
         ("device", f"{plan.device}, {plan.compute}, {plan.threads} threads"),
         ("peak memory", f"about {plan.memory_bytes / mib:,.0f} MiB"),
         ("disk", f"about {plan.disk_bytes / mib:,.0f} MiB"),
@@ -232,12 +238,17 @@ def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
         for p in plan.targets
     ]
     if ui.json:
+        names = ("target", "dense", "pruned", "bits", "fallback")
         ui.print_json(
             {
                 "plan": dict(facts),
                 "targets": [
-                    dict(zip(("target", "dense", "pruned", "bits", "fallback"), c, strict=True))
-                    for c in costs
+                    {
+                        **dict(zip(names, c, strict=True)),
+                        "dense_bytes": p.dense.predicted_bytes,
+                        "pruned_bytes": p.pruned.predicted_bytes,
+                    }
+                    for c, p in zip(costs, plan.targets, strict=True)
                 ],
                 "warnings": list(plan.warnings),
             }

@@ -96,7 +96,12 @@ def sliding_blocks(config: Any) -> list[bool]:
 def context_length(config: Any) -> int:
     """How long a text may be. Where llama.cpp ignores the sliding window, the context ends where
     it begins to matter."""
-    longest = int(config.max_position_embeddings)
+    # ALiBi has no limit of its own, and MPT and Bloom name what they were trained at or nothing
+    longest = int(
+        getattr(config, "max_position_embeddings", None)
+        or getattr(config, "max_seq_len", None)
+        or 2048
+    )
     family = FAMILIES.get(config.model_type)
     if (family is not None and family.windows) or not any(sliding_blocks(config)):
         return longest

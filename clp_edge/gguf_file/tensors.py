@@ -54,10 +54,26 @@ def tensors(config: Any) -> list[Tensor]:
 
     Raises UnsupportedModelError listing the tensors that GGUF has no name for.
     """
+    family = family_of(config)
+    found = named_shapes(config, family.architecture)
+    nameless = [hf_name for hf_name, gguf_name, _ in found if gguf_name is None]
+    if nameless:
+        raise UnsupportedModelError(f"GGUF has no name for {listed(nameless)}")
+    return [
+        _row(config, family, hf_name, gguf_name, shape)
+        for hf_name, gguf_name, shape in found
+        if gguf_name is not None
+    ]
+
+
+def named_shapes(config: Any, architecture: str) -> list[tuple[str, str | None, tuple[int, ...]]]:
+    """(its name here, its GGUF name where there is one, its shape) of each tensor of the model.
+
+    A tied head is left out. `architecture` is llama.cpp's name.
+    """
     from transformers import AutoModelForCausalLM
 
-    family = family_of(config)
-    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
+    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -67,18 +83,11 @@ def tensors(config: Any) -> list[Tensor]:
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     finally:
         logger.setLevel(level)
-    rows, nameless = [], []
-    for hf_name, value in model.state_dict().items():
-        if config.tie_word_embeddings and hf_name == "lm_head.weight":
-            continue
-        gguf_name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
-        if gguf_name is None:
-            nameless.append(hf_name)
-            continue
-        rows.append(_row(config, family, hf_name, gguf_name, tuple(value.shape)))
-    if nameless:
-        raise UnsupportedModelError(f"GGUF has no name for {listed(nameless)}")
-    return rows
+    return [
+        (name, names.get_name(name, try_suffixes=(".weight", ".bias")), tuple(value.shape))
+        for name, value in model.state_dict().items()
+        if not (config.tie_word_embeddings and name == "lm_head.weight")
+    ]
 
 
 def _row(

@@ -25,6 +25,8 @@ from clp_edge.errors import ClpEdgeError, PreflightError, VerificationError
 from clp_edge.export.base import DEFAULT_OPTIONS, Artifact, ExportOptions, Target
 from clp_edge.export.gguf import tokenizer
 from clp_edge.export.gguf.imatrix import Importance, importance
+from clp_edge.export.gguf.layout import Layout, layout_of
+from clp_edge.export.gguf.peer import convert
 from clp_edge.export.gguf.plan import plan, traits_of
 from clp_edge.export.gguf.quantize import census, quantize
 from clp_edge.export.gguf.reference import Reference, make_reference
@@ -103,6 +105,11 @@ class GgufExporter:
         return path if path.is_file() else None
 
     @cached_property
+    def layout(self) -> Layout:
+        """Who makes the F16 file."""
+        return layout_of(self.config, self.hf, self.options)
+
+    @cached_property
     def reference(self) -> Reference:
         """What torch says, in float32."""
         return make_reference(self.folder, self.config, self.hf)
@@ -118,6 +125,7 @@ class GgufExporter:
             reference=self.reference,
             threads=self.threads,
             gpu_layers=self.options.gpu_layers,
+            layout=self.layout,
         )
 
     def export(self, target: Target, destination: Path, *, progress: Progress) -> Artifact:
@@ -132,7 +140,9 @@ class GgufExporter:
         ).problems
         if problems:
             raise PreflightError(list(problems))
-        of = traits_of(self.config, target, calibrated=calibrated, options=self.options)
+        of = traits_of(
+            self.config, target, calibrated=calibrated, options=self.options, layout=self.layout
+        )
         destination.parent.mkdir(parents=True, exist_ok=True)
         partial = destination.with_name(destination.name + PARTIAL)
         room = self._room(destination.parent)
@@ -182,6 +192,7 @@ class GgufExporter:
                 self.folder,
                 self.config,
                 self.calibration,
+                tensors=self.layout.tensors(self.config),
                 progress=lambda done, total, note="": progress(
                     0.6 + 0.05 * done / total, 1.0, note
                 ),
@@ -201,20 +212,26 @@ class GgufExporter:
         """An F16 file that passed verification, and what was measured: kept, or made now."""
         path = room / "model.F16.gguf"
         note = path.with_name(path.name + ".json")
-        made_from = fingerprint(self.folder, self.metadata)
+        by = self.layout
+        said = self.metadata if by.peer is None else {**self.metadata, "converter": by.converter}
+        made_from = fingerprint(self.folder, said)
         if (measured := _kept(path, note, made_from)) is not None:
             progress(1.0, 1.0, "the verified F16 file is at hand")
             return path, measured
         partial = path.with_name(path.name + PARTIAL)
         with _partial(partial):
-            write_f16(
-                self.folder,
-                partial,
-                config=self.config,
-                tokenizer_entries=tokenizer.gguf_entries(self.config, self.hf, self.carried),
-                metadata={"version": clp_edge.__version__, **self.metadata},
-                progress=lambda done, total, what="": progress(0.5 * done / total, 1.0, what),
-            )
+            if by.peer is not None:
+                progress(0.0, 1.0, f"{by.converter} converts")
+                convert(self.folder, partial, peer=by.peer)
+            else:
+                write_f16(
+                    self.folder,
+                    partial,
+                    config=self.config,
+                    tokenizer_entries=tokenizer.gguf_entries(self.config, self.hf, self.carried),
+                    metadata={"version": clp_edge.__version__, **self.metadata},
+                    progress=lambda done, total, what="": progress(0.5 * done / total, 1.0, what),
+                )
             progress(0.5, 1.0, "verifying F16 against torch")
             measured = self._verify(partial, F16)
             settle(partial, path)

@@ -14,7 +14,7 @@ of rows, nothing is multiplied, so it has none - unless it is the head too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,16 @@ def chosen(ids: torch.Tensor, most: int = MOST_TOKENS) -> torch.Tensor:
 
 @torch.no_grad()
 def importance(
-    folder: Path, config: Any, ids: torch.Tensor, *, progress: Progress = silent
+    folder: Path,
+    config: Any,
+    ids: torch.Tensor,
+    *,
+    tensors: Sequence[families.Tensor] | None = None,
+    progress: Progress = silent,
 ) -> Importance:
     """Read `ids` (sequences, tokens) with the folder's model in float32: 4 bytes a parameter.
+
+    `tensors`: those of the file, where another converter than ours made it.
 
     Raises UsageError where `ids` are no ids of this model; ClpEdgeError where an input is NaN or
     Inf.
@@ -93,7 +100,8 @@ def importance(
             f"calibration text holds token {int(ids.max())}, the model has {config.vocab_size}",
             "encode it with the model's own tokenizer",
         )
-    rows = [row for row in families.tensors(config) if len(row.shape) > 1]
+    found = families.tensors(config) if tensors is None else tensors
+    rows = [row for row in found if len(row.shape) > 1]
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True

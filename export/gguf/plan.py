@@ -14,6 +14,9 @@ from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.export.base import DEFAULT_OPTIONS, ExportOptions, ExportPlan, Target
 from clp_edge.export.gguf import families, tensor_types, tokenizer
 from clp_edge.export.gguf.cuts import after_cut, with_blocks
+from clp_edge.export.gguf.layout import Layout, layout_of
+from clp_edge.export.gguf.layout import notes as layout_notes
+from clp_edge.export.gguf.layout import problems as layout_problems
 from clp_edge.export.gguf.mix import (
     Traits,
     needs_matrix,
@@ -61,15 +64,17 @@ def traits_of(
     *,
     calibrated: bool,
     options: ExportOptions = DEFAULT_OPTIONS,
+    layout: Layout | None = None,
 ) -> Traits:
-    """What the types of this model's matrices depend on.
+    """What the types of this model's matrices depend on; `layout` None: our own writer's.
 
     Raises UsageError for options that do not fit the model or the target, and where a matrix would
     need calibration text that there is not.
     """
     blocks, heads = int(config.num_hidden_layers), int(config.num_attention_heads)
-    key_heads = int(config.num_key_value_heads)
-    architecture = families.family_of(config).architecture
+    layout = layout or _own(config)
+    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    architecture = layout.architecture
     plain = Traits(
         blocks=blocks,
         grouped=heads // key_heads,
@@ -77,9 +82,7 @@ def traits_of(
         matrix=calibrated and uses_matrix(target),
         large=taken_for_70b(architecture, blocks, heads, key_heads),
     )
-    widths = {
-        row.gguf_name: row.shape[-1] for row in families.tensors(config) if len(row.shape) > 1
-    }
+    widths = {row.gguf_name: row.shape[-1] for row in layout.tensors(config) if len(row.shape) > 1}
     given = tensor_types.assign(options, target, widths, plain)
     if calibrated and any(needs_matrix(kind) for _, kind in given):
         plain = replace(plain, matrix=True)
@@ -115,47 +118,70 @@ def plan(
     """
     problems: list[ClpEdgeError] = []
     notes: list[str] = []
-    problems += families.problems(config)
+    layout: Layout | None = None
+    try:
+        layout = layout_of(config, hf, options)
+        problems += layout_problems(config, layout)
+    except ClpEdgeError as error:
+        problems.append(error)
     known = not problems
     entries: list[Entry] = []
+    ours = layout is None or layout.peer is None
     try:
-        entries = tokenizer.gguf_entries(config, hf, tokenizer_gguf)
-        notes += [] if tokenizer_gguf else tokenizer.notes(hf)
+        # the other converter has shown already that it can write this tokenizer
+        entries = tokenizer.gguf_entries(config, hf, tokenizer_gguf) if ours else []
+        notes += [] if tokenizer_gguf or not ours else tokenizer.notes(hf)
     except ClpEdgeError as error:
         problems.append(error)
     size, bits = 0, 0.0
     fallback: tuple[str, ...] = ()
-    if known:
+    if known and layout is not None:
         changed = with_blocks(config, blocks) if dropped is None else after_cut(config, dropped)
-        problems += families.problems(changed)
-        notes += families.notes(changed)
+        problems += layout_problems(changed, layout)
+        notes += layout_notes(changed, layout)
         try:
-            of = traits_of(changed, target, calibrated=calibrated, options=options)
-            sizes = _sizes(changed, target, of)
+            of = traits_of(changed, target, calibrated=calibrated, options=options, layout=layout)
+            sizes = _sizes(changed, target, of, layout)
             fallback = sizes.fallback
             bits = sizes.bits
-            entries += general_entries(changed, target) + hyper_parameters(changed)
+            entries += general_entries(layout.architecture)
+            entries += hyper_parameters(changed) if ours else _vocabulary_entries(hf)
             entries += metadata_entries({"version": clp_edge.__version__, **(metadata or {})})
             head = _HEAD_BYTES + sizes.around + sum(_entry_bytes(entry) for entry in entries)
             size = sizes.stored + sizes.padding + head + -head % _ALIGNMENT
-            notes += _advice(changed, target, of, sizes)
+            notes += _advice(changed, target, of, sizes, layout)
         except ClpEdgeError as error:
             problems.append(error)
-    return ExportPlan(target, size, bits, len(fallback), tuple(problems), tuple(notes))
+    by = layout.converter if layout is not None else ""
+    return ExportPlan(target, size, bits, len(fallback), tuple(problems), tuple(notes), by)
 
 
-def general_entries(config: Any, target: Target) -> list[Entry]:
-    """The keys that every file begins with."""
-    name = families.family_of(config).architecture
+def _own(config: Any) -> Layout:
+    """Our own writer's layout of this config."""
+    return Layout(families.family_of(config).architecture)
+
+
+def _vocabulary_entries(hf: Any) -> list[Entry]:
+    """About what a vocabulary takes that another converter writes: tokens and their types."""
+    tokens = list(hf.get_vocab())
+    string, array = GGUFValueType.STRING, GGUFValueType.ARRAY
     return [
-        Entry("general.architecture", name, GGUFValueType.STRING),
+        Entry("tokenizer.ggml.tokens", tokens, array, string),
+        Entry("tokenizer.ggml.token_type", [0] * len(tokens), array, GGUFValueType.INT32),
+    ]
+
+
+def general_entries(architecture: str) -> list[Entry]:
+    """The keys that every file begins with."""
+    return [
+        Entry("general.architecture", architecture, GGUFValueType.STRING),
         Entry("general.type", "model", GGUFValueType.STRING),
         Entry("general.file_type", 0, GGUFValueType.UINT32),
         Entry("general.quantization_version", 0, GGUFValueType.UINT32),
     ]
 
 
-def _advice(config: Any, target: Target, of: Traits, sizes: _Sizes) -> list[str]:
+def _advice(config: Any, target: Target, of: Traits, sizes: _Sizes, layout: Layout) -> list[str]:
     """How many matrices fell back, which, and a type that fits where most of them did."""
     fallback = sizes.fallback
     if not fallback:
@@ -166,9 +192,9 @@ def _advice(config: Any, target: Target, of: Traits, sizes: _Sizes) -> list[str]
         f"another type, {sizes.bits:.2f} bits per weight in all: "
         f"{', '.join(fallback[:_LISTED])}{more}"
     ]
-    matrices = sum(len(row.shape) > 1 for row in families.tensors(config))
+    matrices = sum(len(row.shape) > 1 for row in layout.tensors(config))
     if few_bits(target) and 2 * len(fallback) > matrices and not of.types:
-        fitting = _sizes(config, FITS_ALL, of)
+        fitting = _sizes(config, FITS_ALL, of, layout)
         if fitting.stored < sizes.stored:
             # measured on the demo model: docs/LOG.md, types of few bits
             loss = "more" if sizes.bits > fitting.bits + _MORE_BITS else "no more"
@@ -180,10 +206,10 @@ def _advice(config: Any, target: Target, of: Traits, sizes: _Sizes) -> list[str]
     return found
 
 
-def _sizes(config: Any, target: Target, of: Traits) -> _Sizes:
+def _sizes(config: Any, target: Target, of: Traits, layout: Layout) -> _Sizes:
     stored = around = padding = parameters = 0
     fallback = []
-    for row in families.tensors(config):
+    for row in layout.tensors(config):
         kind = "F32"
         if len(row.shape) > 1:
             kind = predict(target.quantization, row.gguf_name, row.shape[-1], of)
@@ -194,7 +220,7 @@ def _sizes(config: Any, target: Target, of: Traits) -> _Sizes:
         padding += -one % _ALIGNMENT
         around += _line_bytes(row.gguf_name, len(row.shape))
         parameters += row.elements
-    for name, factors in families.computed_tensors(config).items():
+    for name, factors in layout.computed(config).items():
         stored += factors.nbytes
         padding += -factors.nbytes % _ALIGNMENT
         around += _line_bytes(name, factors.ndim)

@@ -102,7 +102,9 @@ def _rotations(model: Any) -> tuple[dict[str, np.ndarray], float]:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     decoder, config = model.get_decoder(), model.config
-    rotary = decoder.rotary_emb
+    rotary = getattr(decoder, "rotary_emb", None)
+    if rotary is None:  # positions are learnt, or ALiBi's
+        return {}, 1.0
     names = {"full_attention_inv_freq": "full", "sliding_attention_inv_freq": "local"}
     found = {
         name: getattr(rotary, attribute).double().numpy()

@@ -19,7 +19,8 @@ import torch
 from clp_edge.errors import ClpEdgeError, RuntimeDiedError, VerificationError
 from clp_edge.export.base import Target
 from clp_edge.export.gguf import families, tokenizer
-from clp_edge.export.gguf.own_weights import own_weights, tensor_errors
+from clp_edge.export.gguf.layout import Layout
+from clp_edge.export.gguf.own_weights import own_weights, stored_as_they_are, tensor_errors
 from clp_edge.export.gguf.reference import Reference
 from clp_edge.export.reference_text import HARD_TEXTS
 from clp_edge.export.torch_reference import Comparison
@@ -76,9 +77,14 @@ def read_back(path: Path) -> Contents:
         raise VerificationError(f"{path.name} failed verification: {error.cause}") from error
 
 
-def check_structure(made: Contents, path: Path, config: Any) -> None:
-    """The block count, per-block arrays and tensors agree with each other and with the config."""
-    arch = families.family_of(config).architecture
+def check_structure(made: Contents, path: Path, config: Any, layout: Layout | None = None) -> None:
+    """The block count, per-block arrays and tensors agree with each other and with the config.
+
+    Where another converter than ours (`layout`) made the file, its tensors may be others.
+    """
+    arch = layout.architecture if layout else families.family_of(config).architecture
+    said = made.header.value("general.architecture")
+    _require(said == arch, path, f"it says that it is {said}, not {arch}")
     blocks = int(config.num_hidden_layers)
     stated = made.header.value(f"{arch}.block_count")
     _require(stated == blocks, path, f"it says {stated} blocks, the model has {blocks}")
@@ -86,6 +92,8 @@ def check_structure(made: Contents, path: Path, config: Any) -> None:
         if name.startswith(f"{arch}.") and isinstance(key.value, list):
             length = len(key.value)
             _require(length == blocks, path, f"{name} has {length} entries for {blocks} blocks")
+    if layout is not None and layout.peer is not None:
+        return
     expected = {row.gguf_name: row.shape for row in families.tensors(config)}
     expected |= {name: value.shape for name, value in families.computed_tensors(config).items()}
     found = {name: made.shape(name) for name in made.tensors}
@@ -106,12 +114,14 @@ def check_windows(made: Contents, path: Path, config: Any) -> None:
     _require(not wrong, path, f"blocks {wrong[:5]} are local for global, or the other way round")
 
 
-def check_rope(made: Contents, path: Path, config: Any, reference: Reference) -> float:
+def check_rope(
+    made: Contents, path: Path, config: Any, reference: Reference, architecture: str | None = None
+) -> float:
     """The rotations the file asks for are transformers' own, at every length (PITFALLS 15).
 
     Returns the largest relative difference of a frequency.
     """
-    prefix = f"{families.family_of(config).architecture}.rope"
+    prefix = f"{architecture or families.family_of(config).architecture}.rope"
     size = int(made.header.value(f"{prefix}.dimension_count", 0))
     exponents = np.arange(0, size, 2, dtype=np.float64) / max(size, 1)
     base = float(made.header.value(f"{prefix}.freq_base", 10_000.0))
@@ -136,16 +146,17 @@ def check_rope(made: Contents, path: Path, config: Any, reference: Reference) ->
     return worst
 
 
-def check_tokens(session: Session, path: Path, hf: Any) -> int:
+def check_tokens(session: Session, path: Path, hf: Any, *, ours: bool = True) -> int:
     """Token ids equal on the hard texts, on a chat turn and with the BOS rule (PITFALLS 13).
 
+    `ours`: whether our own rules wrote the tokenizer, with the few differences that `notes` tells.
     Returns how many texts were compared.
     """
     texts = [(text, False) for text in HARD_TEXTS] + [(HARD_TEXTS[0], True), ("a", True)]
     turn = tokenizer.chat_turn(hf)
     if turn is not None:
         texts.append((turn, False))
-    written = tokenizer.as_written(hf)
+    written = tokenizer.as_written(hf) if ours else hf
     for text, special in texts:
         theirs = session.tokenize(text, add_special=special)
         ours = written.encode(text, add_special_tokens=special)
@@ -242,13 +253,18 @@ def check_tensors(path: Path, source: Path) -> None:
 
 
 def check_own_weights(
-    session: Session, path: Path, folder: Path, config: Any, reference: Reference
+    session: Session,
+    path: Path,
+    folder: Path,
+    config: Any,
+    reference: Reference,
+    tensors: Sequence[families.Tensor] | None = None,
 ) -> Comparison:
     """Beyond the target's limit: llama.cpp still computes what torch does with the same weights.
 
     Then the type costs this model that much, and the file is right. Returns that comparison.
     """
-    logits, rounding = own_weights(path, folder, config, reference.ids)
+    logits, rounding = own_weights(path, folder, config, reference.ids, tensors=tensors)
     found = compare(session, path, reference.ids, logits)
     limit = min(max(OWN_KL, 3.0 * rounding.kl), WIDEST_OWN_KL)
     _require(
@@ -257,6 +273,11 @@ def check_own_weights(
         f"KL to torch with the file's own weights is {found.kl:.3g}, limit {limit:.3g}",
     )
     return found
+
+
+def _comparable(source: Path | None, folder: Path, config: Any, layout: Layout) -> bool:
+    """Whether torch can take the weights of another converter's file."""
+    return source is not None and stored_as_they_are(source, folder, config, layout.tensors(config))
 
 
 def verify(
@@ -270,8 +291,11 @@ def verify(
     threads: int,
     source: Path | None = None,
     gpu_layers: GpuLayers = "auto",
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """Run every check on one file made from `folder`; return what was measured.
+
+    `layout` says who made the file, our own writer by default.
 
     `source` is the verified F16 file that a quantized file was made from. A quantized file beyond
     `target.max_kl` fails too, unless torch with the file's own weights says the same as llama.cpp.
@@ -279,9 +303,15 @@ def verify(
     """
     exact = target.quantization == "F16"
     made = read_back(path)
-    check_structure(made, path, config)
-    check_windows(made, path, config)
-    rope = check_rope(made, path, config, reference)
+    layout = layout or Layout(families.family_of(config).architecture)
+    ours = layout.peer is None
+    check_structure(made, path, config, layout)
+    rope: float | None = None
+    if ours:
+        check_windows(made, path, config)
+    # a file of another converter may leave what is llama.cpp's default to it
+    if ours or made.header.value(f"{layout.architecture}.rope.dimension_count") is not None:
+        rope = check_rope(made, path, config, reference, layout.architecture)
     if source is not None:
         check_tensors(path, source)
     room = max(len(reference.ids), len(reference.prompt) + 64)
@@ -291,14 +321,19 @@ def verify(
         ) as session:
             blocks = session.info.blocks
             _require(blocks == config.num_hidden_layers, path, f"llama.cpp sees {blocks} blocks")
-            texts = check_tokens(session, path, hf)
+            texts = check_tokens(session, path, hf, ours=ours)
             ends = check_ends(session, path, hf)
             found = compare(session, path, reference.ids, reference.logits)
             limits = f16_limits(reference.rounding)
             own: Comparison | None = None
             kl = limits.kl if exact else target.max_kl
-            if not exact and found.kl > kl:
-                own = check_own_weights(session, path, folder, config, reference)
+            if (
+                not exact
+                and found.kl > kl
+                and (ours or _comparable(source, folder, config, layout))
+            ):
+                tensors = layout.tensors(config)
+                own = check_own_weights(session, path, folder, config, reference, tensors)
             else:
                 _require(found.kl <= kl, path, f"KL to torch is {found.kl:.3g}, limit {kl:.3g}")
             if exact:
@@ -318,6 +353,7 @@ def verify(
         "runtime": runtime,
         "backend_reason": reason,
         "reference": "torch float32",
+        "converter": layout.converter,
         "tokens": len(reference.ids),
         "kl": found.kl,
         "kl_limit": kl,
