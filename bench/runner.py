@@ -33,10 +33,11 @@ from clp_edge.bench import outcome
 from clp_edge.bench.affinity import choose_cpus
 from clp_edge.bench.bandwidth import read_bandwidth
 from clp_edge.bench.probes import CALM_LIMIT_S, Load, busy_warning, probe, wait_until_calm
+from clp_edge.bench.probes.builds import builds_of
 from clp_edge.bench.probes.suite import Probes
 from clp_edge.bench.rounds import measure
 from clp_edge.bench.rows import Opener, Row, Steps, open_rows
-from clp_edge.bench.settings import BenchItem, BenchSettings
+from clp_edge.bench.settings import MINIMUM_ROUNDS, BenchItem, BenchSettings
 from clp_edge.bench.warmup import fit, warm_up
 from clp_edge.errors import UsageError
 from clp_edge.progress import Progress, silent
@@ -47,7 +48,9 @@ from clp_edge.runtimes import open_artifact as open_in_runtime
 __all__ = ["BenchItem", "BenchSettings", "run_bench"]
 
 # Beside a busy neighbour single rounds stray, and of 12 the two lowest and highest are left out of
-# the interval. Decided by the load alone, before anything is timed, so it favours no outcome.
+# the interval. Decided by the load alone, before anything is timed, so it favours no outcome. Where
+# so many do not fit the budget, the tests are shortened: many short rounds tell more than few long
+# ones when a neighbour comes and goes.
 BUSY_ROUNDS = 12
 # The wait for a calm machine comes before the budget's time; so much of it at most.
 CALM_BUDGET_SHARE = 0.1
@@ -105,7 +108,8 @@ def run_bench(
         start = clock()
         steps = Steps(len(rows) * len(settings.tests), settings, progress)
         open_rows(rows, settings, open_artifact, stack, probes, threads=threads, cpus=cpus)
-        tests, shortened = fit(rows, settings, steps, clock() - start)
+        aim = BUSY_ROUNDS if load.busy else MINIMUM_ROUNDS
+        tests, shortened = fit(rows, settings, steps, clock() - start, aim=aim)
         cool = partial(sleep, settings.delay_s) if settings.delay_s else (lambda: None)
         warmups, calm = warm_up(rows, tests, settings, steps, clock, start, cool)
         order = measure(rows, tests, settings, steps, probes, clock, start, warmups, cool)
@@ -118,7 +122,11 @@ def run_bench(
     warnings += hot
     cards = outcome.cards_of(rows)
     return BenchRecord(
-        device={**device.as_dict(), "busy_share_before": load.before},
+        device={
+            **device.as_dict(),
+            "busy_share_before": load.before,
+            "builds": builds_of(row.info.runtime for row in rows if row.info),
+        },
         settings=BenchSettingsRecord(
             threads=threads,
             batch=1,

@@ -28,9 +28,14 @@ SMALLEST_PROMPT, SMALLEST_GENERATE = 32, 16
 
 
 def fit(
-    rows: Sequence[Row], settings: BenchSettings, steps: Steps, spent_s: float
+    rows: Sequence[Row],
+    settings: BenchSettings,
+    steps: Steps,
+    spent_s: float,
+    *,
+    aim: int = MINIMUM_ROUNDS,
 ) -> tuple[tuple[TestRecord, ...], str | None]:
-    """The tests, shortened where one warm-up and the least rounds would break the budget.
+    """The tests, shortened where one warm-up and `aim` rounds would break the budget.
 
     Every artifact is timed twice on a few tokens (the first run also brings the file's pages in),
     so that a slow machine costs seconds before anything is decided, not a whole round.
@@ -49,7 +54,7 @@ def fit(
             row.attempt(partial(_look, row, pilot, settings.seed))
     live = [row for row in rows if row.alive]
     round_s = sum(_seconds(row, pilot, test) for row in live for test in tests)
-    least = settings.warmup_rounds + min(settings.rounds, MINIMUM_ROUNDS)
+    least = settings.warmup_rounds + min(settings.rounds, aim)
     cooling_s = settings.delay_s * len(live) * len(tests) * least
     left_s = max(settings.time_budget_s - spent_s - cooling_s, 0.0)
     if round_s * least <= left_s:
