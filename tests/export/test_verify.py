@@ -20,6 +20,7 @@ from clp_edge.export.gguf.quantize import quantize
 from clp_edge.export.gguf.reference import make_reference
 from clp_edge.export.gguf.verify import WIDEST, f16_limits, verify
 from clp_edge.export.torch_reference import Comparison
+from clp_edge.gguf_file import tensors
 from tests.export.models import tiny_folder, tiny_tokenizer
 from tests.export.test_writer import LLAMA3
 
@@ -88,7 +89,7 @@ def test_each_shape_of_the_family_passes(tmp_path, arguments):
 
 
 def test_pitfall_12_a_dropped_permutation_fails(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(families, "permute", lambda weight, heads: weight)
+    monkeypatch.setattr(tensors, "permute", lambda weight, heads: weight)
     with pytest.raises(VerificationError, match="KL to torch is"):
         run(tiny, tiny.write(tmp_path / "m.gguf"))
 
@@ -245,7 +246,7 @@ def test_beyond_its_limit_a_file_passes_only_by_its_own_weights(tiny, tmp_path, 
     measured = run(tiny, path, target=strict, source=source)
     assert measured["kl"] > measured["kl_limit"]
     assert measured["kl_own_weights"] < measured["kl"]
-    monkeypatch.setattr(families, "unpermute", lambda weight, heads: weight)
+    monkeypatch.setattr(tensors, "unpermute", lambda weight, heads: weight)
     with pytest.raises(VerificationError, match="KL to torch with the file's own weights"):
         run(tiny, path, target=strict, source=source)
 
