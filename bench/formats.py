@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from clp_edge.bench import costs
 from clp_edge.bench.outcome import METRICS
 from clp_edge.records import BenchRecord, RunRecord, SpeedupRecord
 
@@ -69,6 +70,7 @@ def _of_run(run: RunRecord) -> dict[str, Any]:
         for part in ("median", "low", "high"):
             found[f"{name}_{part}"] = None if summary is None else getattr(summary, part)
     anything = next(iter(run.summary.values()), None)
+    net = run.energy.net if run.energy is not None else None
     return {
         **found,
         "n": None if anything is None else anything.n,
@@ -77,6 +79,7 @@ def _of_run(run: RunRecord) -> dict[str, Any]:
         "peak_rss_mib": run.peak_rss_mib,
         "peak_gpu_mib": run.peak_gpu_mib,
         "j_per_token": run.j_per_token,
+        "j_per_token_net": net.median if net is not None else None,
         "bytes_per_token": run.bytes_per_token,
         "ideal_decode_tps": run.ideal_decode_tps,
         "mbu": run.mbu,
@@ -182,14 +185,14 @@ def failures(record: BenchRecord) -> list[str]:
 
 
 def notes(record: BenchRecord) -> list[str]:
-    """Why files were computed where they were, and ratios that are far from their ideal."""
+    """Why files were computed where they were, ratios far from their ideal, and what it cost."""
     where: dict[tuple[str, str], dict[str, None]] = {}
     for run in record.runs:
         if run.backend_reason:
             where.setdefault((backend_words(run), run.backend_reason), {})[run.artifact] = None
     told = [f"{', '.join(names)} on {on}: {why}" for (on, why), names in where.items()]
     odd = (beside_the_ideal(pair) for pair in record.speedup)
-    return [*told, *(text for text in odd if text is not None)]
+    return [*told, *(text for text in odd if text is not None), *costs.lines(record)]
 
 
 # A measured decode speed-up within these of the ideal by bytes needs no word.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from clp_edge.bench.costs import lines as costs_of_bench
 from clp_edge.records import HealRecord, Report, RunRecord, SearchRecord
 from clp_edge.registry import SECTIONS
 from clp_edge.report import format as write
@@ -254,6 +255,7 @@ def speed(report: Report) -> Sequence[Block]:
         Heading("Speed"),
         Text("; ".join(facts) + "."),
         Table(header, tuple(_run_row(run) for run in bench.runs)),
+        *(Text(f"{said[0].upper()}{said[1:]}.") for said in costs_of_bench(bench)),
         *speed_plots(bench.runs),
     ]
 
