@@ -303,7 +303,10 @@ FAMILIES: dict[str, Family] = {
         Family(
             "stablelm",
             "stablelm",
-            _LAYER_NORM,
+            (
+                *_LAYER_NORM,
+                Key(Keys.LLM.USE_PARALLEL_RESIDUAL, _BOOL, "use_parallel_residual"),
+            ),
             must_be=(
                 *_SILU,
                 ("use_parallel_residual", (False,)),

@@ -52,6 +52,9 @@ WRITTEN_OUT = {
     r"\w+\.(attention\.(key|value)_length|rope\.dimension_count|vocab_size)": (
         "llama.cpp's default: hidden size by heads, and the number of tokens"
     ),
+    r"stablelm\.rope\.freq_base": (
+        "the converter takes llama.cpp's default of 10000 for granted, whatever the config says"
+    ),
     r"gemma3\.attention\.sliding_window_pattern": (
         "the converter leaves llama.cpp to take a fixed rhythm for granted (PITFALLS 15a)"
     ),
@@ -128,6 +131,7 @@ PAIRS = {
     "olmo2": "gpt2",
     "smollm3": "llama3",
     "gemma3_text": "gpt2",
+    "stablelm": "gpt2",
 }
 
 
