@@ -210,12 +210,16 @@ class SearchConfig:
     criterion: str = "healed"
     """healed: the KL that is left after the refit of each window; raw: of the cut itself"""
     refit_tokens: int = PRESETS["balanced"].refit_tokens
+    segments: int = 1
+    """2: say as well whether two separate runs would be better; what goes is one run"""
     compare_seeds: tuple[int, ...] = ()
     """`search --compare` runs every method with each of these"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", METHODS.choose(self.method))
         choose("--criterion", self.criterion, ("healed", "raw"))
+        if self.segments not in (1, 2):
+            raise UsageError(f"--segments {self.segments} is not looked for", "give 1 or 2")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,12 @@ def run(
             help="Never propose a cut that this target cannot express; repeatable.",
         ),
     ] = None,
+    segments: Annotated[
+        int,
+        typer.Option(
+            help="2: say as well whether two separate runs of as many blocks would be better."
+        ),
+    ] = 1,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw the KL of every window into this .svg file."),
@@ -100,7 +106,9 @@ def run(
             dtype=dtype,
             command=command_line(),
         )
-        searching = replace(asked.search, compare_seeds=_seeds(seeds) if compare else ())
+        searching = replace(
+            asked.search, segments=segments, compare_seeds=_seeds(seeds) if compare else ()
+        )
         if tokens is not None:
             if tokens < 1:
                 raise UsageError(f"--tokens {tokens} judges nothing", "give 256 or more")
@@ -194,6 +202,13 @@ def _print_search(ui: Ui, done: Done[SearchDocument]) -> None:
         ui.note(
             f"by the KL of the cut alone, blocks {raw.first}-{raw.last} would go; after the refit "
             "they leave more"
+        )
+    if found.pair is not None:
+        low, high = found.pair.segments
+        ui.note(
+            f"two runs, {low.first}-{low.last} and {high.first}-{high.last}: KL "
+            f"{found.pair.kl:.3f}, {found.pair.gap:+.3f} ± {_number(found.pair.gap_se)} against "
+            "the best single one; to cut them, prune one after the other"
         )
     gone = f"{found.segment.first}-{found.segment.last} of {done.document.blocks}"
     ui.result(f"wrote {done.out / 'search.json'}")

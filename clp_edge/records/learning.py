@@ -79,6 +79,18 @@ class GateRecord:
 
 
 @dataclass(frozen=True)
+class PairRecord:
+    """The best two separate runs of as many blocks as the one that goes, by raw KL in nats."""
+
+    segments: tuple[Span, Span]
+    kl: float
+    gap: float
+    """KL of the pair less that of the best single run: below 0 where two are better"""
+    gap_se: float | None
+    """paired over sequences"""
+
+
+@dataclass(frozen=True)
 class SearchRecord:
     """Which blocks go, with the receipts."""
 
@@ -111,6 +123,7 @@ class SearchRecord:
     """how much text the windows were refitted on, where the criterion is healed"""
     notes: tuple[str, ...] = ()
     """why the criterion is not the one asked for, where it is not"""
+    pair: PairRecord | None = None
     spilled: bool = False
     """whether the block states had to be laid into files"""
 

@@ -23,6 +23,7 @@ from clp_edge.registry import METHODS
 from clp_edge.search.cost import cost_of
 from clp_edge.search.healed import healed_scores
 from clp_edge.search.method import Method, Problem, Proposal, Trace
+from clp_edge.search.pairs import Pair, best_pair
 from clp_edge.search.states import collect_states
 from clp_edge.search.windows import Stability, WindowScore, stability
 from clp_edge.segment import Segment, check_count
@@ -61,6 +62,8 @@ class SearchResult:
     trace: Trace | None
     forward_equivalents: float
     seconds: float
+    pair: Pair | None = None
+    """the best two runs of as many blocks in all, where it was asked for and there is room"""
     spilled: bool = False
     """whether the block states had to be laid into files"""
 
@@ -100,6 +103,7 @@ def search(
     count: int,
     method: str = "auto",
     fit: Tensor | None = None,
+    pair: bool = False,
     seed: int = 0,
     batch: int = 4,
     allow_ends: bool = False,
@@ -110,7 +114,8 @@ def search(
 
     Args: fit, other text (sequences, tokens) to refit the best windows on: the choice is then by
         what is left after the refit; None: by raw KL. allowed, a predicate of what the requested
-        targets can express. seed, of the order in which the sequences are read.
+        targets can express. pair, look for the best two runs too. seed, of the order in which the
+        sequences are read.
     Raises: UsageError for an impossible count or an unknown method; ClpEdgeError for a model
         whose logits are not finite or constant.
     """
@@ -146,6 +151,7 @@ def search(
     if own is None or not proposal.ranked:
         own = best.kl
     healed = final is not scores
+    two = best_pair(problem, raw, progress=progress) if pair else None
     return SearchResult(
         method=name,
         reason=reason,
@@ -161,8 +167,13 @@ def search(
         regret=own / best.kl - 1.0 if best.kl > 0 else 0.0,
         stability=stability(final, seed=seed),
         trace=proposal.trace,
-        forward_equivalents=1.0 + proposal.spent + problem.judge.spent + healing,
+        forward_equivalents=1.0
+        + proposal.spent
+        + problem.judge.spent
+        + healing
+        + (two.forward_equivalents if two else 0.0),
         seconds=time.perf_counter() - began,
+        pair=two,
         spilled=states.spilled,
     )
 

@@ -29,6 +29,8 @@ class Judge:
     states: BlockStates
     cost: Cost
     batch: int = 4
+    gone: Segment | None = None
+    """a run that is not there either; `states` are those of the model without it"""
     _seen: dict[Segment, list[float]] = field(default_factory=dict, repr=False)
 
     def look(
@@ -47,7 +49,7 @@ class Judge:
             known = self._seen.setdefault(segment, [])
             for start in range(len(known), sequences, self.batch):
                 stop = min(start + self.batch, sequences)
-                known.extend(window_kl(self.body, self.states, segment, start, stop))
+                known.extend(window_kl(self.body, self.states, segment, start, stop, self.gone))
                 done += (stop - start) * (blocks - segment.last)
                 progress(done, work, f"blocks {segment}")
         return np.array([self._seen[segment][:sequences] for segment in segments])
@@ -72,6 +74,8 @@ class Judge:
         cost, total = self.cost, 0.0
         for segment, values in self._seen.items():
             blocks = cost.blocks - segment.last - 1
+            if self.gone is not None and self.gone.first > segment.last:
+                blocks -= self.gone.count
             total += len(values) * (blocks * cost.block + cost.head)
         return total / (self.states.sequences * cost.forward) + cost.head / cost.forward
 

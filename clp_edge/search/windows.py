@@ -39,12 +39,21 @@ class WindowScore:
 
 @torch.no_grad()
 def window_kl(
-    body: Anatomy, states: BlockStates, segment: Segment, first: int, last: int
+    body: Anatomy,
+    states: BlockStates,
+    segment: Segment,
+    first: int,
+    last: int,
+    gone: Segment | None = None,
 ) -> list[float]:
-    """Mean KL of each of the sequences first ... last-1 without the segment, nats per token."""
+    """Mean KL of each of the sequences first ... last-1 without the segment, nats per token.
+
+    Args: gone, another run that is not there either; the states are those without it.
+    """
     _, arguments = body.prepare(states.ids[first:last])
     hidden = states.at(segment.first, slice(first, last))
-    hidden = body.run_blocks(range(segment.last + 1, len(body)), hidden, arguments)
+    left = [i for i in range(segment.last + 1, len(body)) if gone is None or i not in gone.blocks]
+    hidden = body.run_blocks(left, hidden, arguments)
     dense = states.dense.select(states.rows(first, last))
     kl = head_kl(body.head, dense, body.normed(hidden).flatten(0, 1))
     values: list[float] = kl.view(last - first, -1).mean(dim=1).tolist()

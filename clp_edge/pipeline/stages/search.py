@@ -17,6 +17,7 @@ from clp_edge.pipeline.stages import calibrate
 from clp_edge.progress import Progress
 from clp_edge.records import (
     GateRecord,
+    PairRecord,
     RivalRecord,
     SearchRecord,
     Span,
@@ -24,6 +25,7 @@ from clp_edge.records import (
     measured,
 )
 from clp_edge.search import SearchResult, Trace, search
+from clp_edge.search.pairs import Pair
 from clp_edge.segment import Segment
 
 
@@ -38,6 +40,8 @@ class Inputs:
     tokens: int
     refit_tokens: int
     """to choose by what is left after each window's refit; 0: by raw KL"""
+    pair: bool
+    """whether the best two runs are looked for too"""
     forbidden: tuple[Segment, ...]
     """windows that a target cannot express"""
 
@@ -52,6 +56,7 @@ def inputs(config: CompressConfig, plan: Plan) -> Inputs:
         refit_tokens=config.search.refit_tokens
         if config.search.criterion == "healed" and config.heal.rungs != "none"
         else 0,
+        pair=config.search.segments == 2,
         forbidden=plan.forbidden,
     )
 
@@ -66,6 +71,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Sear
         count=given.count,
         method="exact" if named else given.method,
         fit=fit.to(context.ground.device) if len(fit) else None,
+        pair=given.pair and not named,
         seed=context.ground.seed,
         allow_ends=named is not None,
         allowed=lambda segment: segment == named if named else segment not in given.forbidden,
@@ -96,6 +102,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Sear
         raw_choice=_span(found.raw_choice) if found.criterion == "healed" else None,
         refit_tokens=fit.numel() if found.criterion == "healed" else None,
         notes=found.notes,
+        pair=_pair(found.pair) if found.pair else None,
         spilled=found.spilled,
         forward_equivalents=found.forward_equivalents,
         seconds=found.seconds,
@@ -149,6 +156,11 @@ def windows(found: SearchResult) -> tuple[WindowRecord, ...]:
 
 def _span(found: Segment) -> Span:
     return Span(found.first, found.last)
+
+
+def _pair(found: Pair) -> PairRecord:
+    low, high = found.segments
+    return PairRecord((_span(low), _span(high)), found.kl, found.gap, measured(found.gap_se))
 
 
 def _gate(outcome: Trace) -> GateRecord:
