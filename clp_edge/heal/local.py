@@ -12,7 +12,6 @@ what is wanted, though, so held-back KL decides when it stops and whether it sta
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from clp_edge.heal.rung import Job, Mended, Rung
@@ -66,7 +65,6 @@ LOCAL = Local()
 
 def relative_error(hidden: Tensor, goal: Tensor) -> Tensor:
     """Mean over tokens of ||h' - h||² / ||h||², in float32: (..., hidden) both."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        goal = goal.float()
-        gap = (hidden.float() - goal).square().sum(-1)
-        return (gap / goal.square().sum(-1).clamp_min(1e-30)).mean()
+    goal = goal.float()
+    gap = (hidden.float() - goal).square().sum(-1)
+    return (gap / goal.square().sum(-1).clamp_min(1e-30)).mean()

@@ -36,7 +36,7 @@ from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress
 from clp_edge.segment import Segment
 
-RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """lambda, relative to the mean diagonal of the weighted Gram; chosen on held-back text."""
 FIRST = RIDGES.index(0.01)
 """Where the search for the least begins; with much text the least is flat (docs/LOG.md)."""
