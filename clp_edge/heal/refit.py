@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,7 +164,7 @@ class Refit(Rung):
     def watch(self, body: Anatomy, segment: Segment) -> RefitSums | GainSums:
         if not body.family.norm_after_mlp:
             return RefitSums(body.residual_multiplier)
-        norm = body.submodule(segment.first - 1, body.family.mlp_branch)
+        norm: Any = body.submodule(segment.first - 1, body.family.mlp_branch)
         eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
         return GainSums(float(eps))
 

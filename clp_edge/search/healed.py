@@ -174,6 +174,7 @@ def _judged(
     for start in range(0, states.sequences, problem.judge.batch):
         part = inputs(start, min(start + problem.judge.batch, states.sequences))
         _, arguments = body.prepare(part.ids)
+        assert part.dense is not None  # the search's text has its teacher
         kl = head_kl(body.head, part.dense, tail(part.entry, arguments).flatten(0, 1))
         by_sequence.extend(kl.view(len(part.ids), -1).mean(dim=1).tolist())
     score = WindowScore.of(segment, by_sequence)
