@@ -84,7 +84,7 @@ class Ui:
                 yield _Lines(name, self._say, self._clock)
             ended = "done in"
         finally:
-            self._say(f"{name}: {ended} {_seconds(self._clock() - start)}")
+            self._say(f"{name}: {ended} {duration(self._clock() - start)}")
 
     def note(self, text: str) -> None:
         """A remark for who watches; silent with `quiet`."""
@@ -233,7 +233,7 @@ class _Lines:
         self.last = now
         share = f"{100 * done / total:.0f} %, " if total > 0 else ""
         said = f", {note}" if note else ""
-        self.say(f"{self.name}: {share}{_seconds(now - self.start)}{said}")
+        self.say(f"{self.name}: {share}{duration(now - self.start)}{said}")
 
 
 def _console(stream: TextIO) -> Console:
@@ -253,7 +253,7 @@ def _console(stream: TextIO) -> Console:
     )
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

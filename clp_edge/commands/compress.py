@@ -216,7 +216,7 @@ def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
         ("model", f"{plan.source.name} ({plan.config.model_type}), {plan.parameters:,} parameters"),
         ("blocks", f"{plan.blocks}, of which {goes} go ({what})"),
         ("parameters after", "as the cut" if auto else f"{plan.kept_parameters:,}"),
-        ("search", f"{asked.search.method}, {asked.search.tokens} tokens"),
+        ("search", _searching(asked, plan)),
         ("calibration", f"{text}: {asked.calibration.sequences} x {plan.sequence_length} tokens"),
         ("heal", f"{asked.heal.rungs}, {asked.heal.steps} steps"),
         ("evaluate on", f"{measured}, sequences of {plan.evaluation_length} tokens"),
@@ -262,3 +262,18 @@ def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
     )
     for warning in plan.warnings:
         ui.warn(warning)
+
+
+def _searching(asked: CompressConfig, plan: Plan) -> str:
+    """How the blocks would be found, and what that costs here."""
+    if asked.cut.segment is not None:
+        return "none: the blocks were named"
+    from clp_edge.pipeline.forecast import forecast_search
+    from clp_edge.ui import duration
+
+    cost = forecast_search(asked, plan)
+    return (
+        f"{cost.method}, {cost.tokens:,} tokens, about {cost.passes:.1f} forward passes of them: "
+        f"{duration(cost.seconds)} at the speed of a matrix product here; "
+        f"{cost.state_bytes / 2**20:,.0f} MiB of block states"
+    )

@@ -41,6 +41,25 @@ class Cost:
         return ((self.blocks - first) * self.block + self.head) / self.forward
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large a search is: all that its cost depends on."""
+
+    cost: Cost
+    count: int
+    """blocks that go"""
+    starts: range
+    """where a window may begin"""
+    sequences: int
+    tokens: int
+    """in a sequence"""
+
+    @property
+    def windows(self) -> list[Segment]:
+        """Every window."""
+        return [Segment.from_start(start, self.count) for start in self.starts]
+
+
 def cost_of(body: Anatomy, tokens: int) -> Cost:
     """Costs at `tokens` a sequence: 2 FLOPs a weight and token, and attention at the mean depth."""
     weights = sum(p.numel() for p in body.blocks[0].parameters() if p.dim() == 2)

@@ -20,7 +20,7 @@ from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.registry import METHODS
-from clp_edge.search.cost import cost_of
+from clp_edge.search.cost import Size, cost_of
 from clp_edge.search.healed import healed_scores
 from clp_edge.search.method import Method, Problem, Proposal, Trace
 from clp_edge.search.pairs import Pair, best_pair
@@ -77,7 +77,7 @@ def window_starts(total: int, count: int, *, allow_ends: bool = False) -> range:
     return range(0, total - count + 1) if allow_ends else range(1, total - count)
 
 
-def choose_method(name: str, problem: Problem) -> tuple[str, str]:
+def choose_method(name: str, size: Size) -> tuple[str, str]:
     """The method and the reason: `auto` takes the one that predicts to cost less.
 
     Raises UsageError for an unknown name.
@@ -85,10 +85,10 @@ def choose_method(name: str, problem: Problem) -> tuple[str, str]:
     name = METHODS.choose(name)
     if name != "auto":
         return name, "as asked for"
-    predicted = {row.name: _load(row.name).predict(problem) for row in METHODS}
+    predicted = {row.name: _load(row.name).predict(size) for row in METHODS}
     said = ", ".join(f"{name} {cost:.1f}" for name, cost in predicted.items())
     return min(predicted, key=lambda name: predicted[name]), (
-        f"predicted cost in forward passes: {said} ({len(problem.starts)} windows)"
+        f"predicted cost in forward passes: {said} ({len(size.starts)} windows)"
     )
 
 
@@ -132,7 +132,7 @@ def search(
     states = collect_states(body, ids[order.to(ids.device)], batch=batch, progress=progress)
     problem = Problem(body, states, count, starts, cost, seed, allowed)
     problem.judge.batch = batch
-    name, reason = choose_method(method, problem)
+    name, reason = choose_method(method, problem.size)
     proposal = _load(name).propose(problem, progress)
     _check(name, problem, proposal)
     judged = problem.judge.scores(proposal.candidates, progress)

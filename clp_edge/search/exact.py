@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from clp_edge.progress import Progress
+from clp_edge.search.cost import Size
 from clp_edge.search.method import Problem, Proposal
-from clp_edge.segment import Segment
 
 
 class Exact:
     """Leaves the choice to the exact judge, so it costs what the judge costs."""
 
-    def predict(self, problem: Problem) -> float:
+    def predict(self, size: Size) -> float:
         """The oracle's closed form over all starts."""
-        return problem.cost.oracle([Segment.from_start(s, problem.count) for s in problem.starts])
+        return size.cost.oracle(size.windows)
 
     def propose(self, problem: Problem, progress: Progress) -> Proposal:
         """All windows, unranked."""

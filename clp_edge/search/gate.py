@@ -29,6 +29,7 @@ from torch import Tensor
 
 from clp_edge.kernels.head_kl import head_kl, token_rows
 from clp_edge.progress import Progress, silent
+from clp_edge.search.cost import Size
 from clp_edge.search.gated import ActivationBudget, activation_budget, gated_final_hidden
 from clp_edge.search.judge import paired
 from clp_edge.search.method import Problem, Proposal, Trace
@@ -239,11 +240,11 @@ class Gate:
     def __init__(self, settings: GateSettings | None = None) -> None:
         self.settings = settings or GateSettings()
 
-    def predict(self, problem: Problem) -> float:
+    def predict(self, size: Size) -> float:
         """The dense pass, the steps over the later half of the model, the looks and the judge."""
-        settings, cost, sequences = self.settings, problem.cost, problem.states.sequences
-        runs = len(problem.starts) // settings.spacing + 1
-        batch = max(1, min(settings.tokens // problem.states.tokens, sequences))
+        settings, cost, sequences = self.settings, size.cost, size.sequences
+        runs = len(size.starts) // settings.spacing + 1
+        batch = max(1, min(settings.tokens // size.tokens, sequences))
         tail = cost.tail(cost.blocks // 2)
         total, seen = 1.0 + cost.head / cost.forward, 0
         for turn, steps in enumerate(settings.steps):
@@ -251,7 +252,7 @@ class Gate:
             total += runs * steps * 2.0 * tail * batch / sequences
             total += runs * (looked - seen) / sequences * tail
             runs, seen = max(2, math.ceil(runs / 2)), looked
-        return total + min(settings.judged, len(problem.starts)) * tail
+        return total + min(settings.judged, len(size.starts)) * tail
 
     def propose(self, problem: Problem, progress: Progress) -> Proposal:
         """The windows around where the descents end."""

@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from clp_edge.progress import Progress
+from clp_edge.search.cost import Size
 from clp_edge.search.judge import paired
 from clp_edge.search.method import Problem, Proposal
 from clp_edge.segment import Segment
@@ -28,15 +29,14 @@ KEPT = 3
 class Halving:
     """Successive halving over hard windows."""
 
-    def predict(self, problem: Problem) -> float:
+    def predict(self, size: Size) -> float:
         """Every rung's windows at the mean cost of a window; those that stay by a margin apart."""
-        cost, sequences = problem.cost, problem.states.sequences
-        windows = [Segment.from_start(s, problem.count) for s in problem.starts]
-        head = cost.head / cost.forward
-        each = (cost.windows(windows) - head) / len(windows)
+        windows = size.windows
+        head = size.cost.head / size.cost.forward
+        each = (size.cost.windows(windows) - head) / len(windows)
         total, left, seen = 0.0, len(windows), 0
-        for upto in rungs(sequences):
-            total += each * left * (upto - seen) / sequences
+        for upto in rungs(size.sequences):
+            total += each * left * (upto - seen) / size.sequences
             left, seen = max(KEPT, math.ceil(left / 2)), upto
         return 1.0 + head + total
 

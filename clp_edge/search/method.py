@@ -13,7 +13,7 @@ from typing import Protocol
 
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress
-from clp_edge.search.cost import Cost
+from clp_edge.search.cost import Cost, Size
 from clp_edge.search.judge import Judge
 from clp_edge.search.states import BlockStates
 from clp_edge.segment import Segment
@@ -38,6 +38,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "judge", Judge(self.body, self.states, self.cost))
+
+    @property
+    def size(self) -> Size:
+        """How large it is."""
+        return Size(self.cost, self.count, self.starts, self.states.sequences, self.states.tokens)
 
     def windows(self) -> tuple[Segment, ...]:
         """Every window that may be chosen, by start."""
@@ -77,7 +82,7 @@ class Proposal:
 class Method(Protocol):
     """A way to search."""
 
-    def predict(self, problem: Problem) -> float:
+    def predict(self, size: Size) -> float:
         """Forward equivalents of the whole search, the dense pass and the judge included."""
         ...
 

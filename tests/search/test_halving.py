@@ -30,9 +30,9 @@ def test_what_was_looked_at_is_not_measured_again(monkeypatch: pytest.MonkeyPatc
     rows: list[tuple[int, int]] = []
     real = judge_module.window_kl
 
-    def counted(body, states, segment, first, last):
+    def counted(body, states, segment, first, last, gone):
         rows.append((first, last))
-        return real(body, states, segment, first, last)
+        return real(body, states, segment, first, last, gone)
 
     monkeypatch.setattr(judge_module, "window_kl", counted)
     first = judge.look([Segment(1, 2)], 3)
@@ -109,7 +109,7 @@ def test_the_prediction_is_what_halving_costs_without_close_calls() -> None:
         problem.judge.look(left, upto)
         left = left[: max(KEPT, math.ceil(len(left) / 2))]
     problem.judge.look(left, 8)
-    assert HALVING.predict(problem) == pytest.approx(1.0 + problem.judge.spent, rel=0.25)
+    assert HALVING.predict(problem.size) == pytest.approx(1.0 + problem.judge.spent, rel=0.25)
 
 
 def test_states_past_the_bound_lie_in_files_and_are_the_same() -> None:

@@ -13,6 +13,7 @@ from clp_edge.models.anatomy import dissect
 from clp_edge.progress import Progress
 from clp_edge.registry import METHODS
 from clp_edge.search import Problem, Proposal, SearchResult, search
+from clp_edge.search.cost import Size
 from clp_edge.segment import Segment
 from tests.tiny import random_ids, tiny_model
 
@@ -24,7 +25,7 @@ class Toy:
         self.guesses = guesses
         self.predicts = predicts
 
-    def predict(self, problem: Problem) -> float:
+    def predict(self, size: Size) -> float:
         return self.predicts
 
     def propose(self, problem: Problem, progress: Progress) -> Proposal:

@@ -12,11 +12,11 @@ from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.metrics import token_kl
 from clp_edge.models.anatomy import dissect
 from clp_edge.models.families import FAMILIES
-from clp_edge.search import Problem, choose_method, search, window_starts
-from clp_edge.search.cost import Cost, cost_of
+from clp_edge.search import choose_method, search, window_starts
+from clp_edge.search.cost import Cost, Size, cost_of
 from clp_edge.search.gate import gate_values
 from clp_edge.search.judge import Judge
-from clp_edge.search.states import BlockStates, collect_states
+from clp_edge.search.states import collect_states
 from clp_edge.search.windows import WindowScore, stability
 from clp_edge.segment import Segment
 from tests.tiny import random_ids, tiny_model
@@ -187,17 +187,13 @@ def test_costs_of_the_demo_shape_are_those_of_the_methods_page() -> None:
     assert cost.oracle(segments) == pytest.approx(14.2, abs=0.1)
 
 
-def problem_of(cost: Cost, count: int, sequences: int) -> Problem:
-    """A problem of that size; no method looks at the model to predict."""
-    ids = torch.zeros(sequences, 256, dtype=torch.int64)
-    states = BlockStates(ids, [], dense=None)  # type: ignore[arg-type]
-    body = dissect(tiny_model("llama", blocks=2))
-    return Problem(body, states, count, window_starts(cost.blocks, count), cost)
+def size_of(cost: Cost, count: int, sequences: int) -> Size:
+    return Size(cost, count, window_starts(cost.blocks, count), sequences, 256)
 
 
 def test_auto_takes_the_cheaper_method_and_says_why() -> None:
-    small = problem_of(Cost(blocks=30, block=1.0, head=8.0), 6, 8)
-    large = problem_of(Cost(blocks=80, block=1.0, head=1.0), 16, 128)
+    small = size_of(Cost(blocks=30, block=1.0, head=8.0), 6, 8)
+    large = size_of(Cost(blocks=80, block=1.0, head=1.0), 16, 128)
     name, reason = choose_method("auto", small)
     assert name == "halving"
     assert reason.startswith("predicted cost in forward passes: exact 13.3, halving ")
