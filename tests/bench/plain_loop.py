@@ -22,6 +22,8 @@ def main(path: str, prompt: int, generate: int, threads: int) -> None:
     llama_cpp.llama_backend_init()
     how = llama_cpp.llama_model_default_params()
     how.n_gpu_layers = 0
+    if b"AMX_INT8 = 1" in llama_cpp.llama_print_system_info():
+        how.use_extra_bufts = False  # its kernels die there (llama.cpp PR #26954)
     model = llama_cpp.llama_model_load_from_file(path.encode(), how)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = prompt + generate + 1

@@ -53,15 +53,15 @@ def test_prefill_and_decode_agree_with_a_plain_loop_within_5_percent() -> None:
                     if turn:
                         loop.stdin.write("\n")
                         loop.stdin.flush()
-                        theirs.append([float(one) for one in loop.stdout.readline().split()])
+                        said = loop.stdout.readline()
+                        assert said, f"the plain loop ended with {loop.wait()}"
+                        theirs.append([float(one) for one in said.split()])
                     else:
                         one = session.time_once(prompt=PROMPT, generate=GENERATE, seed=index)
                         ours.append([one.prefill_s, one.decode_s])
     finally:
         loop.kill()
-        loop.wait()
-        loop.stdin.close()
-        loop.stdout.close()
+        loop.communicate()
     mine, plain = (np.array(found)[WARM:] for found in (ours, theirs))
     for part, tokens, name in ((0, PROMPT, "prefill"), (1, GENERATE, "decode")):
         speeds = [tokens / np.median(found[:, part]) for found in (mine, plain)]
