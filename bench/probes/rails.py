@@ -96,6 +96,7 @@ def find(root: Path) -> tuple[Source | None, str]:
         return None, "no INA3221 power rails in sysfs"
     total = next((name for name in TOTALS if name in found), None)
     parts = next((names for names in SUMS if set(names) <= set(found)), None)
+    names: tuple[str, ...]
     if total is not None:
         names, covers = (total,), TOTALS[total]
     elif parts is not None:
@@ -112,10 +113,10 @@ def find(root: Path) -> tuple[Source | None, str]:
     except ProbeFaultError as error:
         return None, f"a power rail is not readable ({error})"
     label = f"INA3221 {' + '.join(names)}" if total != "VIN" else "INA238 VIN"
-    return Source(label, covers, "watts", watts, frequency_note(names)), ""
+    return Source(label, covers, "watts", watts, note_on(names)), ""
 
 
-def frequency_note(names: tuple[str, ...]) -> str:
+def note_on(names: tuple[str, ...]) -> str:
     """What the reader should know of such a figure."""
     if len(names) > 1:
         return "a sum of rails: the carrier board and losses before the rails are not in it"

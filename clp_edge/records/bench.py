@@ -49,7 +49,7 @@ class EnergyRecord:
     covers: str = ""
     note: str = ""
     j_per_token: tuple[float, ...] = ()
-    """gross, one value a round"""
+    """gross, a value for each round in which it could be read"""
     gross: SummaryRecord | None = None
     net: SummaryRecord | None = None
     watts: float | None = None
