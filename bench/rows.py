@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from clp_edge.bench.probes.suite import Probes
 from clp_edge.bench.settings import BenchItem, BenchSettings, context_of
@@ -21,10 +21,8 @@ from clp_edge.runtimes import Timing
 METRICS = ("prefill_tps", "decode_tps", "ttft_ms")
 
 
-class Opener(Protocol):
-    """`clp_edge.runtimes.open_artifact`, or a stand-in with the same call."""
-
-    def __call__(self, path: Path, *, threads: int | None, context: int, **how: Any) -> Any: ...
+Opener = Callable[..., Any]
+"""`clp_edge.runtimes.open_artifact`, or a stand-in with the same call."""
 
 
 @dataclass

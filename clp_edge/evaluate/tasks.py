@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def read_task(path: Path | str, *, limit: int | None = None) -> Task:
     return Task(path.stem, first, spread, len(items))
 
 
-def read_tasks(paths: tuple[str, ...], *, limit: int | None = None) -> tuple[Task, ...]:
+def read_tasks(paths: Sequence[str], *, limit: int | None = None) -> tuple[Task, ...]:
     """Several files; their names without suffix name the tasks, so they must differ."""
     tasks = tuple(read_task(path, limit=limit) for path in paths)
     names = [task.name for task in tasks]

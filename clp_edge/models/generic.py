@@ -58,7 +58,8 @@ def find_family(config: Any, take_apart: TakeApart) -> Family:
 
     Raises UnsupportedModelError that names what could not be found or did not hold.
     """
-    return _found(type(config), config.to_json_string(use_diff=False), take_apart)
+    kind: Any = type(config)
+    return _found(kind, config.to_json_string(use_diff=False), take_apart)
 
 
 @functools.lru_cache(maxsize=32)
@@ -272,7 +273,7 @@ class _Look:
         ]
         candidates = [row]
         for field in ("logit_multiplier", "logit_divisor", "logit_softcap"):
-            candidates += [replace(row, **{field: name}) for name in numbers]  # type: ignore[arg-type]
+            candidates += [replace(row, **{field: name}) for name in numbers]
         final = body.final_hidden(self.ids)
         for candidate in candidates:
             if _equal(replace(body, family=candidate).logits(final), self.expected):

@@ -143,7 +143,8 @@ def search(
             f"the logits are not finite whichever {count} blocks go", "give --dtype float32"
         )
     raw = min(scores, key=lambda score: score.kl)
-    final, notes, healing = scores, (), 0.0
+    final, healing = scores, 0.0
+    notes: tuple[str, ...] = ()
     if fit is not None and len(fit):
         final, notes, healing = _after_refit(problem, scores, fit, progress)
     best = min(final, key=lambda score: score.kl)

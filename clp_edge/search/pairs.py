@@ -100,10 +100,10 @@ def best_pair(
         splits.append((first_count, count - first_count, float(kl.mean())))
     if not found:
         return None
-    kl, one, other, by_sequence = min(found, key=lambda each: each[0])
+    least, one, other, by_sequence = min(found, key=lambda each: each[0])
     gap, error = mean_and_standard_error(by_sequence - np.array(single.by_sequence))
     low, high = sorted((one, other))
-    return Pair((low, high), kl, gap, error, tuple(splits), spent)
+    return Pair((low, high), least, gap, error, tuple(splits), spent)
 
 
 def _apart(one: Segment, other: Segment) -> bool:

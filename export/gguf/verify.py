@@ -159,13 +159,13 @@ def check_tokens(session: Session, path: Path, hf: Any, *, ours: bool = True) ->
     written = tokenizer.as_written(hf) if ours else hf
     for text, special in texts:
         theirs = session.tokenize(text, add_special=special)
-        ours = written.encode(text, add_special_tokens=special)
+        expected = written.encode(text, add_special_tokens=special)
         # an older llama.cpp may leave ordinary tokens alone that `written` marks
         _require(
-            theirs == ours or theirs == hf.encode(text, add_special_tokens=special),
+            theirs == expected or theirs == hf.encode(text, add_special_tokens=special),
             path,
-            f"token ids differ on {text[:48]!r}: llama.cpp {_around(theirs, ours)}, "
-            f"transformers {_around(ours, theirs)}",
+            f"token ids differ on {text[:48]!r}: llama.cpp {_around(theirs, expected)}, "
+            f"transformers {_around(expected, theirs)}",
         )
     return len(texts)
 
