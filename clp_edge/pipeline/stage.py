@@ -196,7 +196,7 @@ class Context:
         return dissect(self.model())
 
     def learner(self) -> Anatomy:
-        """The dense model as the stages that learn run it; what is reported is measured on `body`."""
+        """The dense model as the stages that learn run it; `body` is what reports measure."""
         return dataclasses.replace(self.body(), autocast=self.ground.learning.dtype)
 
     def let_go(self) -> None:
