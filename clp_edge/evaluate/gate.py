@@ -91,10 +91,8 @@ class QualityGate:
         shares = [0.0]
         if self.max_ppl_ratio is not None:
             ratio = record.ppl_ratio
-            known = ratio is not None and ratio > 0
-            shares.append(
-                _part(math.log(ratio), math.log(self.max_ppl_ratio)) if known else math.inf
-            )
+            lost = math.inf if ratio is None or ratio <= 0 else math.log(ratio)
+            shares.append(_part(lost, math.log(self.max_ppl_ratio)))
         if self.max_kl is not None:
             shares.append(math.inf if record.kl is None else _part(record.kl, self.max_kl))
         if self.min_retention is not None:
