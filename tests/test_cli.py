@@ -201,6 +201,7 @@ def test_every_field_of_a_preset_reaches_the_run(preset: str, monkeypatch) -> No
         "own_sequences": config.calibration.sequences,
         "given_sequences": given.calibration.sequences,
         "search_tokens": config.search.tokens,
+        "refit_tokens": config.search.refit_tokens,
         "tuning_steps": config.heal.steps,
         "tuning_rate": config.heal.rate,
         "evaluation_sequences": config.evaluation.sequences,
