@@ -2,7 +2,7 @@
 #
 #   make demo           compress the bundled demo model into demo/   (DEMO_FLAGS="--preset quick")
 #   make test           the tests                                    (PYTEST_FLAGS="-k gguf")
-#   make test-tf457     models/ and data/ under transformers 4.57, in an environment of its own
+#   make test-tf457     models/, gguf_file/ and data/ under transformers 4.57, in an environment of its own
 #   make test-optimum   the onnx-optimum targets, in an environment of its own
 #   make test-lm-eval   our model class against lm-eval's own, in an environment of its own; with
 #                       CLP_EDGE_LM_EVAL_RESULT=FILE it leaves its figures there
@@ -63,7 +63,8 @@ test: $(READY)
 	$(RUN) -m pytest $(PYTEST_FLAGS)
 
 test-tf457: $(VENV_TF457)/.installed
-	$(VENV_TF457)/bin/python -m pytest tests/models tests/data $(PYTEST_FLAGS)
+	$(VENV_TF457)/bin/python -m pytest tests/models tests/gguf_file tests/data \
+	  $(PYTEST_FLAGS)
 
 test-optimum: $(VENV_OPTIMUM)/.installed
 	$(VENV_OPTIMUM)/bin/python -m pytest tests/export_optimum tests/export_onnx/test_usage.py \

@@ -184,13 +184,26 @@ class _Look:
             raise _refused(self.config, f"its {what} is {type(module).__name__}")
         return next(name for name, one in self.model.named_modules() if one is module)
 
+    def _decoder(self) -> str:
+        """Where all but the head is: by its prefix, or the one child that has the embedding."""
+        named = str(self.model.base_model_prefix)
+        if named and hasattr(self.model, named):
+            return named
+        embedding = self.model.get_input_embeddings()
+        holding = [
+            name
+            for name, child in self.model.named_children()
+            if any(module is embedding for module in child.modules()) and child is not embedding
+        ]
+        if len(holding) != 1:
+            raise _refused(self.config, "no decoder below the head was found")
+        return holding[0]
+
     def row(self) -> Family:
         """What can be seen without a probe; the branches are still missing."""
         embedding = self._path(self.model.get_input_embeddings(), "embedding", nn.Embedding)
         head = self._path(self.model.get_output_embeddings(), "head", nn.Linear)
-        decoder = str(self.model.base_model_prefix)
-        if not decoder or not hasattr(self.model, decoder):
-            raise _refused(self.config, "no decoder below the head was found")
+        decoder = self._decoder()
         blocks = self._blocks()
         row = Family(
             str(self.config.model_type),
