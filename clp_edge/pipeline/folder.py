@@ -28,6 +28,7 @@ from clp_edge.pipeline import lock
 
 STATE = "clp_edge.json"
 RESULT = "result.json"
+ASIDE = "aside.json"
 HF_FOLDER = "hf"
 """the cut model in an output folder, plain Hugging Face"""
 
@@ -171,6 +172,40 @@ class OutputFolder:
             "files": relative,
         }
         self.own(self.path / file for file in relative)
+
+    def set_aside(self, names: Iterable[str], place: Path) -> None:
+        """Move what these stages left to `place` (in OUT): they count as not done, until
+        `bring_back`. What was set aside there before is deleted."""
+        self._remove([f for f in self.state["files"] if place in (self.path / f).parents])
+        entries = {n: self.state["stages"].pop(n) for n in names if n in self.state["stages"]}
+        self._write()
+        moved = [place / ASIDE]
+        for file in sorted({file for entry in entries.values() for file in entry["files"]}):
+            moved.append(place / file)
+            moved[-1].parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.path / file, moved[-1])
+        write_text(place / ASIDE, json.dumps(entries))
+        self.own(moved)
+
+    def bring_back(self, place: Path) -> None:
+        """The stages that were set aside at `place` stand again, instead of what was done since.
+
+        Nothing happens where nothing is there, and a file that is lost makes its stage run again.
+        """
+        try:
+            entries = json.loads((place / ASIDE).read_text())
+        except (OSError, ValueError):
+            return
+        since = [self.state["stages"].pop(name, None) for name in entries]
+        self._write()
+        self._remove([file for entry in since if entry is not None for file in entry["files"]])
+        for file in sorted({file for entry in entries.values() for file in entry["files"]}):
+            if (place / file).is_file():
+                (self.path / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(place / file, self.path / file)
+        self.state["stages"] |= entries
+        self.own(self.path / file for entry in entries.values() for file in entry["files"])
+        shutil.rmtree(place, ignore_errors=True)
 
     def own(self, files: Iterable[Path]) -> None:
         """Write down that these files are ours."""

@@ -2,9 +2,9 @@
 
 The curve of the stage `predict` says which cut should just pass; it is made, healed, written and
 measured on the file that would ship, and the measurement corrects the curve (`sizing.next_try`).
-The largest that passed is what the run goes on with; where the last try was another one, that cut
-is made again by the same seed. Where none passes, the smallest that was tried is kept, and the gate
-says that it failed.
+The largest that passed is what the run goes on with; where the last try was another one, it was set
+aside meanwhile (`OutputFolder.set_aside`) and is brought back. Where none passes, the smallest that
+was tried is kept, and the gate says that it failed.
 
 Tries are written down as they are done (`stages/tries/tries.json`), under the hash of all that they
 depend on: an interrupted run goes on with the next one, and inside a try with its next stage.
@@ -65,6 +65,8 @@ AUTO_STAGES: tuple[Stage[Any, Any], ...] = (
 )
 NAME = "tries"
 FILE = f"stages/{NAME}/{NAME}.json"
+PASSED = f"stages/{NAME}/passed"
+"""What the largest cut that passed so far has left, while another is tried."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,16 @@ def settle(
             one = _judged(context, gate, count, expected, time.perf_counter() - began)
             kept = replace(kept, tries=(*kept.tries, one))
             _keep(context, key, kept)
+            done.append((count, _share(one)))
+            if one.passed and next_try(shares, done) is not None:
+                context.folder.set_aside((s.name for s in AUTO_STAGES[3:-1]), plan.out / PASSED)
         observer.note(_said(one))
     kept = _decided(kept)
     runner = Runner(AUTO_STAGES[:3], later, plan, observer)
     runner.folder.begin()
     with runner.folder:
+        if kept.chosen != kept.tries[-1].count:
+            runner.folder.bring_back(plan.out / PASSED)
         _keep(runner.context, key, kept)
     observer.note(kept.note)
     return kept, later

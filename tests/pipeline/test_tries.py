@@ -181,7 +181,9 @@ def test_an_interrupted_second_try_goes_on_with_the_second(
         object.__setattr__(evaluate_stage.STAGE, "run", honest)
     tried: tuple[TryRecord, ...] = outcome.report.tries.tries
     assert [one.count for one in tried] == [2, 1]
-    assert len(outcome.report.search.dropped) == 2, "the larger one passed: it is made again"
+    assert len(outcome.report.search.dropped) == 2, "the larger one passed"
+    assert len(calls) == 3, "its files were set aside and brought back, not made again"
+    assert not (asked.out / tries.PASSED).exists()
     (file,) = outcome.report.artifacts
     assert outcome.report.quality[file.name].kl == pytest.approx(tried[0].kl, rel=1e-4)
     assert [p.name for p in (outcome.out / "gguf").glob("*.gguf")] == [Path(file.path).name]

@@ -1,13 +1,15 @@
 """Predict: the KL of the best cut of several sizes, refitted, on calibration text.
 
 What `--prune auto` goes by before anything is made: each size costs a search on part of the text
-and the closed form, seconds on a small model. The curve ends where it has left what the limits
-allow far behind.
+and the closed form. The smallest cut is looked at for its own sake (the KL of each block alone);
+the others are bisected until the limit lies between two, and one beyond it is added, for a curve
+that turns out to be gloomy.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,21 +34,19 @@ SEARCH_SHARE = 2
 """The search here sees one token of so many that the search of a run sees."""
 FIT_SEQUENCES = 24
 """of the calibration text, for the closed form; and a third as many to judge it by"""
-ENOUGH = 4.0
-"""The curve ends at so many times what the limits allow."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """How many blocks may go, and what ends the curve."""
+    """Which sizes may be looked at, how, and where the limit lies."""
 
     counts: tuple[int, ...]
     forbidden: tuple[tuple[Segment, ...], ...]
     """of each count, windows that a target cannot express"""
     tokens: int
+    method: str
     refit: bool
-    stop_at: float
-    """nats"""
+    allowed_kl: float
 
 
 def inputs(config: CompressConfig, plan: Plan) -> Inputs:
@@ -60,8 +60,9 @@ def inputs(config: CompressConfig, plan: Plan) -> Inputs:
         counts=tuple(counts),
         forbidden=tuple(barred(plan.config, formats, count) for count in counts),
         tokens=config.search.tokens // SEARCH_SHARE,
+        method=config.search.method,
         refit=config.heal.rungs != "none",
-        stop_at=ENOUGH * gate.allowed_kl,
+        allowed_kl=gate.allowed_kl,
     )
 
 
@@ -73,18 +74,21 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Pred
     ids = torch.cat([text.select, text.fit])[:few].to(device)
     fit = text.fit[:FIT_SEQUENCES].to(device)
     select = text.select[: max(1, FIT_SEQUENCES // 3)].to(device)
-    cuts: list[PredictedCut] = []
+    cuts: dict[int, PredictedCut] = {}
     alone: tuple[WindowRecord, ...] = ()
-    for at, (count, forbidden) in enumerate(zip(given.counts, given.forbidden, strict=True)):
-        progress(at, len(given.counts), f"the best cut of {count} blocks")
-        no = frozenset(forbidden)
+
+    def look(at: int) -> float:
+        """The KL of the best cut of counts[at] blocks."""
+        nonlocal alone
+        count = given.counts[at]
+        progress(len(cuts), max(5, len(cuts) + 1), f"the best cut of {count} blocks")
         found = search(
             context.body(),
             ids,
             count=count,
-            method="exact",
+            method="exact" if count == 1 else given.method,
             seed=context.ground.seed,
-            allowed=partial(_may_go, no),
+            allowed=partial(_may_go, frozenset(given.forbidden[at])),
         )
         mended = heal(
             context.body(),
@@ -96,16 +100,40 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Pred
         )
         kept = [rung.kl_after for rung in mended.rungs if rung.kept and rung.kl_after is not None]
         kl = kept[-1] if kept else mended.kl_cut
-        cuts.append(PredictedCut(count, found.segment.first, found.segment.last, mended.kl_cut, kl))
+        segment = found.segment
+        cuts[at] = PredictedCut(count, segment.first, segment.last, mended.kl_cut, kl)
         if count == 1:
             alone = tuple(
                 WindowRecord(one.segment.first, one.segment.last, kl_raw=one.kl, kl_healed=None)
                 for one in found.windows
             )
-        if kl > given.stop_at:
-            break
+        return kl
+
+    for at in bracket(len(given.counts), lambda at: look(at) <= given.allowed_kl):
+        if at not in cuts:
+            look(at)
     progress(1, 1)
-    return PredictionRecord(tuple(cuts), alone, time.perf_counter() - began)
+    return PredictionRecord(
+        tuple(cuts[at] for at in sorted(cuts)), alone, time.perf_counter() - began
+    )
+
+
+def bracket(size: int, allowed: Callable[[int], bool]) -> tuple[int, ...]:
+    """Look at the first of `size` and bisect the rest, until what is allowed ends between two.
+
+    Returns: the one beyond those two, which is worth a look as well; nothing where there is none.
+
+    >>> seen = []
+    >>> bracket(7, lambda at: seen.append(at) or at < 4), seen
+    ((5,), [0, 3, 5, 4])
+    """
+    if not allowed(0):
+        return ()
+    low, high = 0, size  # low is allowed, high is not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if allowed(middle) else (low, middle)
+    return (high + 1,) if high + 1 < size else ()
 
 
 def _may_go(forbidden: frozenset[Segment], segment: Segment) -> bool:
