@@ -142,7 +142,7 @@ def heal(
     rungs: str = "endpoints",
     tune_blocks: str = "near",
     tuning: TuningSettings | None = None,
-    batch: int = 4,
+    batch: int = 8,
     seed: int = 0,
     progress: Progress = silent,
 ) -> HealResult:
