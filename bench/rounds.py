@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from clp_edge.bench.neighbours import Neighbours
 from clp_edge.bench.probes.suite import Probes
 from clp_edge.bench.rows import Row, Steps
 from clp_edge.bench.settings import MINIMUM_ROUNDS, BenchSettings
@@ -18,6 +19,8 @@ from clp_edge.records import TestRecord
 # A budget does not cut the rounds below MINIMUM_ROUNDS, unless the machine slowed down so much that
 # they would take this many budgets.
 HARD_STOP = 2.0
+# For each round that others disturbed another is taken, up to this many times what was asked for.
+AT_MOST = 2
 
 
 def measure(
@@ -30,13 +33,19 @@ def measure(
     start: float,
     warmups: int,
     cool: Callable[[], object],
+    neighbours: Neighbours,
 ) -> tuple[tuple[str, ...], ...]:
-    """Measure; returns the order in which each round timed its artifacts (and tests)."""
+    """Measure; returns the order in which each round timed its artifacts (and tests).
+
+    Every round counts. Where other programs ran during some, as many more are taken as were
+    disturbed, as far as the time budget goes; the load alone decides that.
+    """
     shuffler = random.Random(settings.seed)
     order: list[tuple[str, ...]] = []
     first_round = clock()
-    for index in range(settings.rounds):
-        if not any(row.alive for row in rows):
+    for index in range(AT_MOST * settings.rounds):
+        wanted = settings.rounds + min(neighbours.disturbed, (AT_MOST - 1) * settings.rounds)
+        if index >= wanted or not any(row.alive for row in rows):
             break
         if settings.time_budget_s is not None and index > 0:
             now = clock()
@@ -49,12 +58,13 @@ def measure(
             live = [row for row in rows if row.alive]
             shuffler.shuffle(live)
             for row in live:
-                steps.say(f"round {index + 1} of {settings.rounds}: {row.item.name}")
+                steps.say(f"round {index + 1} of {wanted}: {row.item.name}")
                 cool()
                 row.attempt(partial(_time, row, test, probes, label(row, test, tests), seed))
                 steps.step()
                 done.append(label(row, test, tests))
         order.append(tuple(done))
+        neighbours.look()
     steps.total = steps.done
     steps.say("measured")
     return tuple(order)

@@ -32,6 +32,7 @@ from clp_edge import waiting
 from clp_edge.bench import outcome
 from clp_edge.bench.affinity import choose_cpus
 from clp_edge.bench.bandwidth import read_bandwidth
+from clp_edge.bench.neighbours import Neighbours, processor_seconds
 from clp_edge.bench.probes import CALM_LIMIT_S, Load, busy_warning, probe, wait_until_calm
 from clp_edge.bench.probes.builds import builds_of
 from clp_edge.bench.probes.suite import Probes
@@ -112,14 +113,18 @@ def run_bench(
         tests, shortened = fit(rows, settings, steps, clock() - start, aim=aim)
         cool = partial(sleep, settings.delay_s) if settings.delay_s else (lambda: None)
         warmups, calm = warm_up(rows, tests, settings, steps, clock, start, cool)
-        order = measure(rows, tests, settings, steps, probes, clock, start, warmups, cool)
+        pids = [os.getpid(), *(row.session.pid for row in rows if hasattr(row.session, "pid"))]
+        neighbours = Neighbours(root, partial(processor_seconds, pids))
+        order = measure(
+            rows, tests, settings, steps, probes, clock, start, warmups, cool, neighbours
+        )
         memory: dict[str, MemoryRecord] = {}
         for row in rows:
             row.attempt(partial(_note_memory, row, probes, memory))
         heat, hot = probes.after()
     if any(row.alive for row in rows):
         warnings += _remarks(settings, shortened, warmups, calm, len(order))
-    warnings += hot
+    warnings += [*([told] if (told := neighbours.warning()) else []), *hot]
     cards = outcome.cards_of(rows)
     return BenchRecord(
         device={
@@ -137,6 +142,7 @@ def run_bench(
             memory_bandwidth=bandwidth,
             busy_share_before=load.before,
             busy_share_after_wait=load.after,
+            busy_share_of_others=tuple(neighbours.shares),
             waited_for_calm_s=load.waited_s,
             waiting=how_they_wait,
             time_budget_s=settings.time_budget_s,

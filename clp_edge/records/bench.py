@@ -179,6 +179,8 @@ class BenchSettingsRecord:
     busy_share_before: float | None = None
     """of all processors' time that others took, at the first look"""
     busy_share_after_wait: float | None = None
+    busy_share_of_others: tuple[float | None, ...] = ()
+    """in each round; None where it cannot be read"""
     waited_for_calm_s: float | None = None
     waiting: dict[str, str] = field(default_factory=dict)
     """the variables by which threads wait at barriers, as the children saw them"""

@@ -441,6 +441,37 @@ def test_the_delay_is_slept_before_each_measurement_and_counts_in_the_budget(tmp
     assert result.settings.delay_s == 1.5
 
 
+def test_pitfall_27_a_neighbour_that_comes_later_is_told_and_gets_more_rounds(tmp_path):
+    """Quiet before the first run; from the fourth timed run on others take half of the machine."""
+    stat = tmp_path / "proc" / "stat"
+    stat.parent.mkdir()
+    stat.write_text("cpu 0 0 0 1000 0 0 0 0 0 0\n")
+
+    class Noisy(World):
+        busy, idle = 0, 1000
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "now" and value:
+                self.busy += 50 if len(self.calls) > 12 else 0
+                self.idle += 50
+                stat.write_text(f"cpu {self.busy} 0 0 {self.idle} 0 0 0 0 0 0\n")
+
+    settings = BenchSettings(8, 8, rounds=6, threads=1, time_budget_s=None)
+    result = bench(Noisy(), [DENSE, HEALED], settings, tmp_path, sleep=lambda seconds: None)
+    shares = result.settings.busy_share_of_others
+    assert result.settings.busy_share_before is None
+    assert len(shares) == result.settings.rounds == 12
+    assert shares[0] == 0.0
+    assert shares[-1] == pytest.approx(0.5, abs=0.1)
+    assert all(len(run.decode_tps) == 12 for run in result.runs)  # none is dropped
+    told = [text for text in result.warnings if "other programs took up to 50%" in text]
+    assert len(told) == 1
+    quiet = bench(World(), [DENSE, HEALED], settings, tmp_path, sleep=lambda seconds: None)
+    assert quiet.settings.rounds == 6
+    assert not any("other programs took" in text for text in quiet.warnings)
+
+
 def test_fewer_than_two_rounds_give_no_pair_and_say_so(tmp_path):
     settings = BenchSettings(8, 8, rounds=1, threads=1)
     result = bench(World(), [DENSE, HEALED], settings, tmp_path)
