@@ -35,7 +35,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Comp
     device = context.ground.device
     ids, fit = search.parts(text, problem.tokens, problem.refit_tokens)
     found = compare(
-        context.body(),
+        context.learner(),
         ids.to(device),
         count=problem.count,
         methods=given.methods,
