@@ -22,6 +22,9 @@ os.environ.update(short_spin(os.environ))
 import pytest
 import torch
 
+# Before any other module of a test: torch's compiler imports triton in the plain way.
+import tests.interpreted  # noqa: F401
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # marker -> (package it needs, how to get it)

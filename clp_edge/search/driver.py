@@ -21,7 +21,6 @@ from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.registry import METHODS
 from clp_edge.search.cost import Size, cost_of
-from clp_edge.search.healed import healed_scores
 from clp_edge.search.method import Method, Problem, Proposal, Trace
 from clp_edge.search.pairs import Pair, best_pair
 from clp_edge.search.states import collect_states
@@ -187,6 +186,9 @@ def _after_refit(
     Returns: their scores (or those given, where none could be refitted), notes, forward
     equivalents.
     """
+    # here: by raw KL a search runs with torch and transformers alone, as on a borrowed GPU
+    from clp_edge.search.healed import healed_scores
+
     ranked = sorted(scores, key=lambda score: score.kl)
     wanted = ranked[:HEALED_WINDOWS]
     if scores[0] not in wanted:
