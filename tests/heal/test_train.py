@@ -63,7 +63,7 @@ def test_tuning_survives_weights_ten_times_smaller_in_the_same_function(rungs: s
     assert theirs.kept
     # the refit knows no gains, so each begins where its own refit left it
     assert theirs.kl_after == pytest.approx(ours.kl_after, rel=0.02)
-    assert theirs.kl_after < 0.95 * found[1].kl_cut
+    assert theirs.kl_after < 0.97 * found[1].kl_cut
 
 
 def test_a_tensor_of_zeros_is_trained_at_the_size_of_its_neighbours() -> None:
