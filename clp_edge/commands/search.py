@@ -14,11 +14,11 @@ from clp_edge.config import CompressConfig
 from clp_edge.errors import MissingDependencyError, UsageError
 from clp_edge.progress import Interruptible
 from clp_edge.registry import METHODS
-from clp_edge.ui import Ui
 
 if TYPE_CHECKING:
     from clp_edge.pipeline.verbs.ending import Done
     from clp_edge.records import CompareDocument, SearchDocument, SearchRecord, WindowRecord
+    from clp_edge.ui import Ui
 
 SHOWN = 8
 """windows in the table; all are in search.json"""

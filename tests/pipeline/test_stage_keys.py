@@ -100,6 +100,12 @@ BASE = CompressConfig()
         ({"cut": CutConfig(blocks="2-3")}, FROM_SEARCH),
         ({"search": SearchConfig(method="gate")}, FROM_SEARCH),
         ({"search": SearchConfig(tokens=99)}, FROM_SEARCH),
+        ({"search": SearchConfig(criterion="raw")}, FROM_SEARCH),
+        ({"search": SearchConfig(refit_tokens=99)}, FROM_SEARCH),
+        ({"search": SearchConfig(segments=2)}, FROM_SEARCH),
+        ({"search": SearchConfig(compare_seeds=(1, 2))}, ()),  # another verb's
+        ({"heal": HealConfig(tune_blocks="endpoints")}, FROM_HEAL),
+        ({"files": FileConfig(converter="peer")}, FROM_EXPORT),
         ({"heal": HealConfig(rungs="refit")}, FROM_HEAL),
         ({"heal": HealConfig(steps=1)}, FROM_HEAL),
         ({"targets": ("gguf-q8_0",)}, FROM_EXPORT),
@@ -195,6 +201,10 @@ OTHER: dict[tuple[str, str], Any] = {
     ("cut", "min_speedup"): None,
     ("calibration", "spec"): None,  # counts through the documents, tested above
     ("search", "method"): "gate",
+    ("search", "criterion"): "raw",
+    ("search", "compare_seeds"): (),  # of `search --compare`, whose own stage it enters
+    ("heal", "tune_blocks"): "endpoints",
+    ("files", "converter"): "peer",
     ("heal", "rungs"): "refit",
     ("evaluation", "text"): None,  # tested above
     ("evaluation", "tasks"): (),  # tested above
