@@ -45,6 +45,7 @@ from clp_edge.pipeline.stages import (
     search,
     text,
 )
+from clp_edge.pipeline.stages.frontier import with_frontier
 from clp_edge.progress import Observer
 from clp_edge.records import (
     ArtifactRecord,
@@ -75,6 +76,12 @@ class _Stored:
 
     key: str
     record: TriesRecord
+
+
+def stages_of(config: CompressConfig) -> tuple[Stage[Any, Any], ...]:
+    """The stages of a whole run of this configuration."""
+    usual = AUTO_STAGES if config.cut.auto else STAGES
+    return with_frontier(usual) if config.frontier.wanted else usual
 
 
 def with_count(plan: Plan, count: int) -> Plan:
@@ -140,7 +147,7 @@ def settle(
             break
         expected = corrected(shares, done)[count]
         observer.note(
-            f"try {len(done) + 1} of at most {MOST_TRIES}: without {count} blocks, predicted to "
+            f"try {len(done) + 1} of at most {MOST_TRIES}: without {_blocks(count)}, predicted to "
             f"use {100 * expected:.0f} % of what is allowed"
         )
         began = time.perf_counter()
@@ -212,24 +219,29 @@ def _share(one: TryRecord) -> float:
     return WORST_SHARE if one.measured is None else one.measured
 
 
+def _blocks(count: int) -> str:
+    return "1 block" if count == 1 else f"{count} blocks"
+
+
 def _said(one: TryRecord) -> str:
     if one.passed:
-        return f"{one.count} blocks: passes, {100 * _share(one):.0f} % of what is allowed"
-    return f"{one.count} blocks: does not pass, {'; '.join(one.misses)}"
+        return f"{_blocks(one.count)}: passes, {100 * _share(one):.0f} % of what is allowed"
+    return f"{_blocks(one.count)}: does not pass, {'; '.join(one.misses)}"
 
 
 def _decided(record: TriesRecord) -> TriesRecord:
     """The largest that passed; where none did, the smallest that was tried."""
     passed = [one.count for one in record.tries if one.passed]
     n = len(record.tries)
-    tries = f"{n} {'try' if n == 1 else 'tries'}"
+    tries = "1 try" if n == 1 else f"{n} tries"
     if passed:
         chosen = max(passed)
-        note = f"{chosen} blocks go: the largest cut of {tries} that passes"
+        goes = "1 block goes" if chosen == 1 else f"{chosen} blocks go"
+        note = f"{goes}: the largest cut of {tries} that passes"
     else:
         chosen = min(one.count for one in record.tries)
         note = (
-            f"no cut passes: of {tries} the smallest, {chosen} blocks, is kept, and it does not "
+            f"no cut passes: of {tries} the smallest, {_blocks(chosen)}, is kept, and it does not "
             "reach what was asked for"
         )
     return replace(record, chosen=chosen, note=note)

@@ -126,9 +126,11 @@ def bracket(size: int, allowed: Callable[[int], bool]) -> tuple[int, ...]:
     >>> seen = []
     >>> bracket(7, lambda at: seen.append(at) or at < 4), seen
     ((5,), [0, 3, 5, 4])
+    >>> bracket(7, lambda at: False), bracket(7, lambda at: True)
+    ((1,), ())
     """
     if not allowed(0):
-        return ()
+        return (1,) if size > 1 else ()
     low, high = 0, size  # low is allowed, high is not
     while high - low > 1:
         middle = (low + high) // 2
