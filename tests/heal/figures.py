@@ -6,7 +6,7 @@
 
 The demo model without blocks 13-18. `ladder` heals on TEXT as `clp-edge compress --blocks 13-18
 --preset P --calibration TEXT` does and judges on EVAL (sequences of 512) and on TEXT's own report
-split. `step` times a step on KL beside the naive one, in turns. Both print one JSON object.
+split (32 sequences). `step` times a step on KL beside the naive one, in turns. Both print JSON.
 """
 
 from __future__ import annotations
@@ -76,13 +76,15 @@ def ladder(asked: argparse.Namespace) -> dict[str, Any]:
         progress=speak,
     )
     seconds = time.perf_counter() - began
+    came = [(rung.name, rung.kl_after, rung.kept, round(rung.seconds, 1)) for rung in found.rungs]
+    print(f"{seconds:.0f} s: {found.kl_cut:.4f}, {came}; judging", file=sys.stderr, flush=True)
     exact = dataclasses.replace(body, autocast=None)
     cut = copy.deepcopy(body.model)
     remove_blocks(cut, SEGMENT.blocks)
     found.apply(cut)
     judged = {}
     unseen = data.evaluation_text(asked.eval, tokenizer, sequences=asked.eval_sequences, length=512)
-    for name, ids in {"eval": unseen.ids, "report split": text.report}.items():
+    for name, ids in {"eval": unseen.ids, "report split": text.report[:32]}.items():
         reference = DenseReference.build(exact, ids)
         ours = measure_model(dissect(cut), ids, reference)
         ratio = ours.ratio_to(measure_dense(reference))

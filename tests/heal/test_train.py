@@ -53,17 +53,18 @@ def test_tuning_survives_weights_ten_times_smaller_in_the_same_function(rungs: s
     ids = random_ids(2, 16)
     with torch.no_grad():
         torch.testing.assert_close(small(ids).logits, plain(ids).logits, atol=2e-3, rtol=1e-3)
+    # each rung by itself: the endpoints alone have no local rung
+    words = "endpoints" if rungs == "endpoints" else "near"
     found = [
-        heal(dissect(model), SEGMENT, fit, select, rungs=rungs, tuning=tuning)
+        heal(dissect(model), SEGMENT, fit, select, rungs=rungs, tune_blocks=words, tuning=tuning)
         for model in (plain, small)
     ]
     ours, theirs = (one.rung(rungs) for one in found)
     assert ours is not None
     assert theirs is not None
     assert theirs.kept
-    # the refit knows no gains, so each begins where its own refit left it
-    assert theirs.kl_after == pytest.approx(ours.kl_after, rel=0.02)
-    assert theirs.kl_after < 0.97 * found[1].kl_cut
+    assert theirs.kl_after < theirs.kl_before
+    assert theirs.kl_after == pytest.approx(ours.kl_after, rel=1e-3)
 
 
 def test_a_tensor_of_zeros_is_trained_at_the_size_of_its_neighbours() -> None:
