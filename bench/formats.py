@@ -10,14 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clp_edge.bench import costs
+from clp_edge.bench.compare import Compared
 from clp_edge.bench.outcome import METRICS
 from clp_edge.records import BenchRecord, RunRecord, SpeedupRecord
 
-FORMATS = ("table", "md", "json", "jsonl", "csv")
+FORMATS = ("table", "md", "json", "jsonl", "csv", "html")
 NOT_MEASURED = "not measured"
 HEADER = (
     "file",
@@ -220,6 +221,35 @@ def beside_the_ideal(pair: SpeedupRecord) -> str | None:
         )
     upper = "" if most is None else f", up to {most:.2f}x where the blocks alone are paid for"
     return f"{start}: more than memory bounds it here, such as multiplications and barriers{upper}"
+
+
+COMPARED_HEADER = ("file", "runtime", "test", "what", "A", "B", "B over A", "sure", "so it")
+COMPARED = (
+    ("prefill", "prefill_tps", "t/s"),
+    ("decode", "decode_tps", "t/s"),
+    ("ttft", "ttft_ms", "ms"),
+)
+
+
+def compared_cells(row: Compared) -> Iterator[tuple[str, ...]]:
+    """The rows, one a metric, of what two benches have in common, under COMPARED_HEADER."""
+    names = row.artifact
+    if row.other_artifact != row.artifact:
+        names = f"{row.artifact} / {row.other_artifact}"
+    for name, metric, unit in COMPARED:
+        ratio = row.ratios.get(name)
+        if ratio is None:
+            continue
+        yield (
+            names,
+            row.runtime,
+            row.test,
+            name,
+            *(f"{side[metric]:.1f} {unit}" for side in (row.first, row.second)),
+            f"{ratio.median:.3f}x ({ratio.low:.3f} to {ratio.high:.3f})",
+            f"{ratio.confidence:.0%} at least",
+            "differs" if ratio.differs else "may be the same",
+        )
 
 
 def _figure(value: float | None, how: str) -> str:

@@ -30,8 +30,10 @@ SPEEDUPS = {
 }
 # One round has no interval and its ratio no spread: nothing can be said of a pair.
 LEAST_FOR_A_PAIR = 2
-# Tokens' times are kept to the microsecond.
-TOKEN_DIGITS = 3
+# Tokens' times are kept to three significant places, and no more of them than this for a test:
+# fifteen rounds of 512 tokens, some 40 kB of the report.
+TOKEN_PLACES = 3
+TOKENS_KEPT = 8192
 
 Cards = Mapping[str, ceiling.StaticCard | None]
 
@@ -121,10 +123,19 @@ def _run(
         gpu_layers=row.info.gpu_layers if row.info else None,
         layers=row.info.blocks + 1 if row.info and row.info.gpu_layers is not None else None,
         backend_reason=(row.info.backend_reason or None) if row.info else None,
-        token_ms=tuple(
-            tuple(round(ms, TOKEN_DIGITS) for ms in timing.token_ms) for timing in samples.timings
-        ),
+        token_ms=token_times([timing.token_ms for timing in samples.timings]),
     )
+
+
+def token_times(rounds: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """Each round's times to TOKEN_PLACES significant places.
+
+    Where all are more than TOKENS_KEPT, of as many rounds, evenly spread, as fit; of one at least.
+    """
+    fit = TOKENS_KEPT // max([1, *map(len, rounds)])
+    kept = max(1, min(fit, len(rounds)))
+    spread = [rounds[number * len(rounds) // kept] for number in range(kept)] if rounds else []
+    return tuple(tuple(float(f"{ms:.{TOKEN_PLACES}g}") for ms in tokens) for tokens in spread)
 
 
 def speedups(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clp_edge.commands import options
-from clp_edge.commands.frame import import_torch, opened
+from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.durable import write_text
 from clp_edge.errors import UsageError
 from clp_edge.progress import Interruptible
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from clp_edge.records import BenchRecord
     from clp_edge.ui import Ui
 
-OUTPUTS = ("table", "md", "json", "jsonl", "csv")
+OUTPUTS = ("table", "md", "json", "jsonl", "csv", "html")
 
 
 def run(
@@ -60,8 +61,14 @@ def run(
     ] = "auto",
     output: Annotated[
         str,
-        typer.Option("--output", "-o", help="table, md, json (each round), jsonl or csv (a row)."),
+        typer.Option(
+            "--output", "-o", help="table, md, json (each round), jsonl or csv (a row), html."
+        ),
     ] = "table",
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page of its own, with plots, to this file as well."),
+    ] = None,
     append: Annotated[
         Path | None,
         typer.Option(help="Add the whole record, with date, device and versions, to this file."),
@@ -84,10 +91,12 @@ def run(
         if form not in OUTPUTS or (json_output and form != "json"):
             given = f"--json with -o {form}" if json_output else f"-o {form}"
             raise UsageError(f"cannot write {given}", f"take one of {', '.join(OUTPUTS)}")
+        if html is not None:
+            check_page(html)
         if compare is not None:
             if paths:
                 raise UsageError("--compare measures nothing", "give --compare A B without files")
-            _compare(ui, compare, form)
+            _compare(ui, compare, form, html)
             return
         if not paths:
             raise UsageError("nothing to measure", "give .gguf files or model folders")
@@ -121,9 +130,19 @@ def run(
             measured = bench(paths, settings, baseline=baseline, progress=progress)
         if append is not None:
             history.append(append, measured)
+        if html is not None:
+            from clp_edge.report.bench_page import bench_page
+
+            write_text(html, bench_page(measured, command_line()))
         _show(ui, measured, form)
         if all(one.status != "ok" for one in measured.runs):
             raise typer.Exit(1)
+
+
+def check_page(path: Path) -> None:
+    """Raise UsageError where no file can stand there: asked before minutes of measuring."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "give --html a file, such as bench.html")
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
@@ -142,6 +161,10 @@ def _show(ui: Ui, measured: BenchRecord, form: str) -> None:
     if form == "json":
         ui.print_json(to_plain(measured))
     writers = {"md": formats.as_markdown, "csv": formats.as_csv, "jsonl": formats.as_jsonl}
+    if form == "html":
+        from clp_edge.report.bench_page import bench_page
+
+        ui.result(bench_page(measured, command_line()))
     if form in writers:
         for line in writers[form](measured).splitlines():
             ui.result(line)
@@ -153,48 +176,41 @@ def _show(ui: Ui, measured: BenchRecord, form: str) -> None:
             ui.table("round by round", formats.PAIR_HEADER, pairs)
         for text in formats.notes(measured):
             ui.result(text)
-    if form != "md":  # where they are part of the text
+    if form not in ("md", "html"):  # where they are part of the text
         for text in (*formats.failures(measured), *measured.warnings):
             ui.warn(text)
 
 
-def _compare(ui: Ui, files: tuple[Path, Path], form: str) -> None:
-    from clp_edge.bench import history
+def _compare(ui: Ui, files: tuple[Path, Path], form: str, html: Path | None) -> None:
+    from clp_edge.bench import formats, history
     from clp_edge.bench.compare import compare
 
-    found = compare(*(history.read(path) for path in files))
+    if form not in ("table", "json", "html"):
+        raise UsageError(f"--compare has no -o {form}", "take table, json or html")
+    first, second = (history.read(path) for path in files)
+    found = compare(first, second)
+    if not found.rows and form != "json":
+        for text in found.unmatched:
+            ui.warn(text)
+        raise UsageError("the two benches have no file and test in common", "see what each holds")
+    page = ""
+    if html is not None or form == "html":
+        from clp_edge.report.bench_page import comparison_page
+
+        sides = tuple((str(path), side) for path, side in zip(files, (first, second), strict=True))
+        page = comparison_page(found, sides, command_line())
+    if html is not None:
+        write_text(html, page)
     if form == "json":
         ui.print_json(found)
         return
-    if form != "table":
-        raise UsageError(f"--compare has no -o {form}", "take table or json")
-    rows = []
-    for one in found.rows:
-        names = one.artifact
-        if one.other_artifact != one.artifact:
-            names = f"{one.artifact} / {one.other_artifact}"
-        for name, metric, unit in (
-            ("prefill", "prefill_tps", "t/s"),
-            ("decode", "decode_tps", "t/s"),
-            ("ttft", "ttft_ms", "ms"),
-        ):
-            ratio = one.ratios.get(name)
-            if ratio is None:
-                continue
-            change = f"{ratio.median:.3f}x ({ratio.low:.3f} to {ratio.high:.3f})"
-            sure = f"{ratio.confidence:.0%} at least"
-            medians = (f"{side[metric]:.1f} {unit}" for side in (one.first, one.second))
-            verdict = "differs" if ratio.differs else "may be the same"
-            rows.append((names, one.runtime, one.test, name, *medians, change, sure, verdict))
-    ui.table(
-        f"A: {files[0]}, B: {files[1]}",
-        ("file", "runtime", "test", "what", "A", "B", "B over A", "sure", "so it"),
-        rows,
-    )
+    if form == "html":
+        ui.result(page)
+        return
+    rows = [cells for one in found.rows for cells in formats.compared_cells(one)]
+    ui.table(f"A: {files[0]}, B: {files[1]}", formats.COMPARED_HEADER, rows)
     ui.result(found.note)
     for text in found.differences:
         ui.result(f"differs: {text}")
     for text in found.unmatched:
         ui.warn(text)
-    if not found.rows:
-        raise UsageError("the two benches have no file and test in common", "see what each holds")

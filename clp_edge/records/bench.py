@@ -118,7 +118,7 @@ class RunRecord:
     backend_reason: str | None = None
     """why it computes there"""
     token_ms: tuple[tuple[float, ...], ...] = ()
-    """of each generated token, a list a round"""
+    """of each generated token, a list a round; of long runs, of some rounds, evenly spread"""
 
 
 @dataclass(frozen=True)

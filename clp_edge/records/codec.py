@@ -13,6 +13,10 @@ from clp_edge.errors import ClpEdgeError
 
 R = TypeVar("R")
 _HALF = re.compile(r"[\ud800-\udfff]")
+# A list of nothing but numbers, one a line. No text of JSON holds a line break as it is.
+_NUMBER = rb"(?:-?\d[\d.eE+-]*|null)"
+_NUMBERS = re.compile(rb"\[\n\s+" + _NUMBER + rb"(?:,\n\s+" + _NUMBER + rb")*\n\s+\]")
+_BREAK = re.compile(rb"\n\s+")
 
 
 class RecordError(ClpEdgeError):
@@ -22,10 +26,16 @@ class RecordError(ClpEdgeError):
 def encode(record: Any) -> bytes:
     """A record as JSON (UTF-8), two spaces deep; NaN and infinities become null.
 
+    A list of numbers is one line: samples by the thousand would be mostly blanks else.
     Inside the free objects paths become text, and numpy scalars become numbers; half a surrogate
     pair, which no UTF-8 has, becomes U+FFFD. Raises RecordError for what JSON cannot hold.
     """
-    return msgspec.json.format(_json(record), indent=2) + b"\n"
+    document = msgspec.json.format(_json(record), indent=2) + b"\n"
+    return _NUMBERS.sub(_on_one_line, document)
+
+
+def _on_one_line(found: re.Match[bytes]) -> bytes:
+    return _BREAK.sub(b"", found[0]).replace(b",", b", ")
 
 
 def decode(document: bytes | str, kind: type[R]) -> R:

@@ -18,7 +18,8 @@ from clp_edge.records import (
     SearchRecord,
     WindowRecord,
 )
-from clp_edge.report.blocks import Mark, Plot, Series
+from clp_edge.report.blocks import Block, Mark, Plot, Series
+from clp_edge.report.latency import latency_blocks
 
 KL = "KL to dense (nats)"
 KINDS = ("KL of the cut", "KL after the refit")
@@ -98,19 +99,47 @@ def _history(rung: RungRecord) -> Series:
     return Series(f"held-back KL, {rung.name}", steps, tuple(point["kl"] for point in points))
 
 
-def speed_plots(runs: Sequence[RunRecord]) -> Iterator[Plot]:
-    """Decode of each file in every round."""
+def speed_plots(runs: Sequence[RunRecord]) -> Iterator[Block]:
+    """Decode of each file in every round, against its bytes, and token by token."""
+    done = [run for run in runs if run.status == "ok"]
+    several = len({run.test for run in done}) > 1
+    names = [f"{run.artifact}, {run.test.name}" if several else run.artifact for run in done]
     series = tuple(
         Series(
-            run.artifact,
+            name,
             tuple(float(number) for number in range(1, len(run.decode_tps) + 1)),
             run.decode_tps,
         )
-        for run in runs
-        if run.status == "ok"
+        for name, run in zip(names, done, strict=True)
     )
     if series:
         yield Plot("Decode, round by round", "round", "tok/s", series, "points")
+    yield from _bytes_plot(done)
+    yield from latency_blocks(runs)
+
+
+def _bytes_plot(done: Sequence[RunRecord]) -> Iterator[Plot]:
+    """Decode against what a token reads, below the ceiling that the memory's bandwidth sets."""
+    sized = [(run, run.bytes_per_token / 2**20) for run in done if run.bytes_per_token is not None]
+    if len(sized) < 2:
+        return
+    series = []
+    for name in dict.fromkeys(run.artifact for run, _ in sized):
+        mine = [(run.summary["decode_tps"], x) for run, x in sized if run.artifact == name]
+        series.append(
+            Series(
+                name,
+                tuple(x for _, x in mine),
+                tuple(speed.median for speed, _ in mine),
+                tuple(speed.low for speed, _ in mine),
+                tuple(speed.high for speed, _ in mine),
+            )
+        )
+    bound = [(x, run.ideal_decode_tps) for run, x in sized if run.ideal_decode_tps is not None]
+    if bound:
+        x, y = zip(*sorted(set(bound)), strict=True)
+        series.append(Series("ceiling by memory bandwidth", x, y))
+    yield Plot("Decode against bytes", "read per token (MiB)", "tok/s", tuple(series), "points")
 
 
 def tradeoff_plots(report: Report) -> Iterator[Plot]:
@@ -120,16 +149,21 @@ def tradeoff_plots(report: Report) -> Iterator[Plot]:
         for artifact in report.artifacts
         if (quality := report.quality.get(artifact.name)) is not None and quality.kl is not None
     ]
+    runs = [run for run in report.bench.runs if run.status == "ok"] if report.bench else []
     sizes = [(one, quality, one.bytes / 2**20) for one, quality in judged]
-    decode = {
-        run.artifact: run.summary["decode_tps"].median
-        for run in reversed(report.bench.runs if report.bench else ())
-        if run.status == "ok"
+    measured = {
+        # Of several tests the first one counts.
+        metric: {run.artifact: run.summary[metric].median for run in reversed(runs)}
+        for metric in ("decode_tps", "ttft_ms")
     }
-    speeds = [(one, quality, decode[one.name]) for one, quality in judged if one.name in decode]
+    speeds, waits = (
+        [(one, quality, found[one.name]) for one, quality in judged if one.name in found]
+        for found in measured.values()
+    )
     for title, axis, points in (
         ("KL against size", "file size (MiB)", sizes),
         ("KL against speed", "decode (tok/s)", speeds),
+        ("KL against time to first token", "first token (ms)", waits),
     ):
         if len(points) > 1:
             series = tuple(_point(artifact, quality, x) for artifact, quality, x in points)

@@ -47,16 +47,29 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def render_html(report: Report) -> str:
     """The whole of report.html."""
+    footer = f"Made by clp-edge {report.version} from report.json, which holds every sample."
     title = f"What clp-edge did to {model_name(report)}"
-    sections = [(f"section-{name}", list(blocks)) for name, blocks in _sections(report)]
+    top = _headline(headline(report), report.verdict)
+    return page(title, top, list(_sections(report)), footer, report.version)
+
+
+def page(
+    title: str,
+    top: str,
+    sections: Sequence[tuple[str, Sequence[Block]]],
+    footer: str,
+    version: str,
+) -> str:
+    """A page that asks for nothing else: `top` is HTML, `sections` are names and blocks."""
+    names = [(f"section-{name}", list(blocks)) for name, blocks in sections]
     links = "".join(
         f'<li><a href="#{name}">{text(blocks[0].text)}</a></li>'
-        for name, blocks in sections
+        for name, blocks in names
         if isinstance(blocks[0], Heading)
     )
     keys = (f"plot-{number}" for number in count(1))
     drawn = "\n".join(
-        f'<section id="{name}">\n{draw(blocks, keys)}\n</section>' for name, blocks in sections
+        f'<section id="{name}">\n{draw(blocks, keys)}\n</section>' for name, blocks in names
     )
     return f"""\
 <!DOCTYPE html>
@@ -65,20 +78,20 @@ def render_html(report: Report) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="generator" content="clp-edge {text(report.version)}">
+<meta name="generator" content="clp-edge {text(version)}">
 <title>{text(title)}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <header>
 <h1>{text(title)}</h1>
-{_headline(headline(report), report.verdict)}
+{top}
 </header>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 <main>
 {drawn}
 </main>
-<footer><p>Made by clp-edge {text(report.version)} from report.json, which holds every sample.
+<footer><p>{text(footer)}
 </p></footer>
 </body>
 </html>

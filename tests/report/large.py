@@ -56,6 +56,18 @@ def gate() -> GateRecord:
     return GateRecord(Span(12, 17), (Span(12, 17), Span(19, 24)), tuple(paths), tuple(losses), 14.2)
 
 
+def tokens(speed: float, count: int = 128) -> tuple[tuple[float, ...], ...]:
+    """Rounds of tokens that slow down with depth, each ninetieth of them a slow one."""
+    return tuple(
+        tuple(
+            (1e3 / speed) * (1 + place / 900 + 0.02 * math.sin(7 * place + n))
+            + (9.0 if (place + 31 * n) % 90 == 0 else 0.0)
+            for place in range(count)
+        )
+        for n in range(ROUNDS)
+    )
+
+
 def large_report(**changes: Any) -> Report:
     """The enlarged sample with changes."""
     known = parts()["quality"]
@@ -70,6 +82,7 @@ def large_report(**changes: Any) -> Report:
             replace(
                 timed,
                 decode_tps=rounds,
+                token_ms=tokens(speed),
                 summary={**timed.summary, "decode_tps": summary(speed, 1.0, ROUNDS)},
             )
         )

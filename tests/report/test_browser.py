@@ -72,7 +72,7 @@ def test_the_tool_sees_a_request_and_a_complaint(browser: Browser, tmp_path: Pat
 def test_every_plot_is_seen_with_its_data(browser: Browser, tmp_path: Path) -> None:
     report = large_report()
     plots = [block for block in report_blocks(report) if isinstance(block, Plot)]
-    assert len(plots) == 8
+    assert len(plots) == 12
     browser.open(page(tmp_path, report))
     found = browser.run(
         """[...document.querySelectorAll('figure')].map(figure => {

@@ -218,8 +218,8 @@ def test_without_matplotlib_the_numbers_stand_open(monkeypatch: pytest.MonkeyPat
     assert page.named("svg") == []
     assert page.faults == []
     plots = page.named("figure")
-    assert len(plots) == len(with_it.named("svg")) == 8
-    assert [found.get("open", "closed") for found in page.named("details")] == [None] * 8
+    assert len(plots) == len(with_it.named("svg")) == 12
+    assert [found.get("open", "closed") for found in page.named("details")] == [None] * 12
     assert "KL of every window: KL to dense (nats) against first block." in document
 
 
