@@ -115,6 +115,8 @@ class CutConfig:
     """a file size: as few blocks go as it allows (`pipeline/sizing.py`)"""
     min_speedup: float | None = None
     """as few blocks go as the bytes need to allow this speed-up"""
+    min_tps: float | None = None
+    """as few blocks go as the measured memory bandwidth needs for this many tokens per second"""
 
     def __post_init__(self) -> None:
         given = [
@@ -125,6 +127,7 @@ class CutConfig:
                 ("--blocks", self.blocks),
                 ("--max-bytes", self.max_bytes),
                 ("--min-speedup", self.min_speedup),
+                ("--min-tps", self.min_tps),
             )
             if value is not None
         ]
@@ -151,6 +154,10 @@ class CutConfig:
         if self.min_speedup is not None and not self.min_speedup > 1.0:
             raise UsageError(
                 f"--min-speedup {self.min_speedup:g} is no speed-up", "give more than 1, as in 1.25"
+            )
+        if self.min_tps is not None and not 0.0 < self.min_tps < float("inf"):
+            raise UsageError(
+                f"--min-tps {self.min_tps:g} is no speed", "give tokens per second, as in 25"
             )
 
     @property
@@ -352,6 +359,48 @@ class BenchConfig:
     budget_s: float = PRESETS["balanced"].bench_budget_s
 
 
+FRONTIER_TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_nl", "q4_0", "q3_k_m", "q2_k")
+AIMS = ("bytes", "decode", "ttft", "memory")
+
+
+@dataclass(frozen=True)
+class FrontierConfig:
+    """The comparison at equal bytes: dense and cut model at several types (--frontier)."""
+
+    types: tuple[str, ...] = ()
+    """GGUF types; none: no comparison"""
+    keep: bool = False
+    """whether files written for the comparison alone stay"""
+    aim: str | None = None
+    """one of AIMS: the tool chooses the file that is best in it"""
+
+    def __post_init__(self) -> None:
+        words = tuple(dict.fromkeys(one.strip().lower() for one in self.types))
+        object.__setattr__(self, "types", words)
+        if not all(words):
+            raise UsageError(
+                "--frontier-types has an empty name", "give types such as q8_0,q4_k_m,q3_k_m"
+            )
+        if self.aim is not None:
+            object.__setattr__(self, "aim", choose("--aim", self.aim.strip().lower(), AIMS))
+        if self.keep and not words:
+            raise UsageError("--keep-frontier keeps nothing without --frontier", "give both")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a comparison."""
+        return bool(self.types)
+
+    @classmethod
+    def of(
+        cls, wanted: bool, types: str | None, keep: bool = False, aim: str | None = None
+    ) -> FrontierConfig:
+        """What the flags mean: --aim and --frontier-types imply --frontier."""
+        if types is not None:
+            return cls(tuple(types.split(",")), keep, aim)
+        return cls(FRONTIER_TYPES if wanted or aim is not None else (), keep, aim)
+
+
 @dataclass(frozen=True)
 class CompressConfig:
     """Everything `clp-edge compress` needs to know."""
@@ -366,6 +415,7 @@ class CompressConfig:
     bench: BenchConfig = field(default_factory=BenchConfig)
     files: FileConfig = field(default_factory=FileConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    frontier: FrontierConfig = field(default_factory=FrontierConfig)
     out: Path | None = None
     force: bool = False
     resume: bool = True
@@ -385,6 +435,15 @@ class CompressConfig:
                 "--prune auto takes the largest cut that passes, and no quality was asked for",
                 "give --max-ppl-ratio, --max-kl or --min-retention as well, such as "
                 "--max-ppl-ratio 1.2",
+            )
+        if self.frontier.wanted and not self.bench.wanted:
+            raise UsageError(
+                "--frontier measures speed, and --no-bench leaves it out", "leave one of them out"
+            )
+        if self.frontier.aim is not None and self.gate.min_retention is not None:
+            raise UsageError(
+                "--aim judges the files by KL and perplexity, and --min-retention asks for tasks",
+                "give --max-kl or --max-ppl-ratio instead",
             )
         if self.heal.named_blocks and self.cut.blocks is None:
             raise UsageError(
@@ -407,6 +466,7 @@ class CompressConfig:
         blocks: str | None = None,
         max_bytes: str | None = None,
         min_speedup: float | None = None,
+        min_tps: float | None = None,
         search: str = "auto",
         criterion: str = "healed",
         heal: str = "endpoints",
@@ -417,6 +477,10 @@ class CompressConfig:
         tasks: tuple[str, ...] = (),
         task_items: int | None = None,
         bench: bool = True,
+        frontier: bool = False,
+        frontier_types: str | None = None,
+        keep_frontier: bool = False,
+        aim: str | None = None,
         **more: Any,
     ) -> CompressConfig:
         """What these flags of the command line mean, the sizes taken from the preset.
@@ -429,7 +493,12 @@ class CompressConfig:
             model=model,
             targets=targets,
             cut=CutConfig(
-                share_of(prune), drop_blocks, blocks, max_bytes=max_bytes, min_speedup=min_speedup
+                share_of(prune),
+                drop_blocks,
+                blocks,
+                max_bytes=max_bytes,
+                min_speedup=min_speedup,
+                min_tps=min_tps,
             ),
             calibration=CalibrationConfig(
                 calibration, work.given_sequences if calibration else work.own_sequences
@@ -445,6 +514,7 @@ class CompressConfig:
                 prompts=work.prompts,
             ),
             bench=BenchConfig(bench, work.bench_rounds, budget_s=work.bench_budget_s),
+            frontier=FrontierConfig.of(frontier, frontier_types, keep_frontier, aim),
             **more,
         )
 

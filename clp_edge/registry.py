@@ -121,6 +121,8 @@ for _name, _help in (
     ("summary", "quality, speed, memory and size before and after"),
     ("gate", "the quality that was asked for, and whether the files reach it"),
     ("tries", "every cut that --prune auto tried"),
+    ("goal", "the size or speed that was asked for, and whether it is met"),
+    ("frontier", "dense and cut model at several types: quality against bytes and speeds"),
     ("tasks", "the answers of every side to the questions"),
     ("sanity", "fixed prompts with a plain rule, answered by every side"),
     ("search", "which blocks went, with the receipts"),

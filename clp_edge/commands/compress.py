@@ -9,7 +9,7 @@ import typer
 
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
-from clp_edge.config import CompressConfig, FileConfig, GateConfig
+from clp_edge.config import FRONTIER_TYPES, CompressConfig, FileConfig, GateConfig
 from clp_edge.progress import Interruptible
 from clp_edge.registry import METHODS, RUNGS
 
@@ -55,7 +55,18 @@ def run(
     ] = None,
     min_speedup: Annotated[
         float | None,
-        typer.Option(help="Drop as few blocks as the bytes need to allow this decode speed-up."),
+        typer.Option(
+            help="Drop as few blocks as the bytes need to allow this decode speed-up; the report "
+            "says whether the bench met it."
+        ),
+    ] = None,
+    min_tps: Annotated[
+        float | None,
+        typer.Option(
+            help="Drop as few blocks as this many tokens per second need by the card: measured "
+            "memory bandwidth over bytes per token, a ceiling; the report says whether the bench "
+            "met it."
+        ),
     ] = None,
     search: Annotated[
         str,
@@ -120,6 +131,39 @@ def run(
             "--no-bench", help="Do not measure speed (and write no dense file to compare with)."
         ),
     ] = False,
+    frontier: Annotated[
+        bool,
+        typer.Option(
+            "--frontier",
+            help="The question at equal bytes: write, prove and measure the dense and the cut "
+            "model at several GGUF types, all in one bench (whose time budget grows with the "
+            "files), and plot quality against bytes and speeds with the Pareto fronts.",
+        ),
+    ] = False,
+    frontier_types: Annotated[
+        str | None,
+        typer.Option(
+            help="Which types, separated by commas; implies --frontier. "
+            f"[default: {','.join(FRONTIER_TYPES)}]"
+        ),
+    ] = None,
+    keep_frontier: Annotated[
+        bool,
+        typer.Option(
+            "--keep-frontier",
+            help="Keep the files that are only there for the comparison (in frontier/); without "
+            "it they are deleted once measured, but for the one that --aim chooses.",
+        ),
+    ] = False,
+    aim: Annotated[
+        str | None,
+        typer.Option(
+            help="bytes, decode, ttft or memory: choose the best file in it among all that "
+            "--frontier (implied) measured and that --max-kl and --max-ppl-ratio let pass; without "
+            "these, that have no more KL than the dense Q4_K_M file. A dense file is a possible "
+            "answer: no cut. Exit with 4 where none passes."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,
@@ -155,6 +199,7 @@ def run(
             blocks=blocks,
             max_bytes=max_bytes,
             min_speedup=min_speedup,
+            min_tps=min_tps,
             search=search,
             criterion=criterion,
             heal=heal,
@@ -165,6 +210,10 @@ def run(
             tasks=tuple(tasks or ()),
             task_items=task_items,
             bench=not no_bench,
+            frontier=frontier,
+            frontier_types=frontier_types,
+            keep_frontier=keep_frontier,
+            aim=aim,
             files=FileConfig(
                 tuple(tensor_type or ()), careful, ep, parse_gpu_layers(gpu_layers), converter
             ),
@@ -220,6 +269,7 @@ def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
         ("calibration", f"{text}: {asked.calibration.sequences} x {plan.sequence_length} tokens"),
         ("heal", f"{asked.heal.rungs}, {asked.heal.steps} steps"),
         ("evaluate on", f"{measured}, sequences of {plan.evaluation_length} tokens"),
+        *([("frontier", _comparing(plan))] if plan.frontier else []),
         ("bench", f"{asked.bench.rounds} rounds" if asked.bench.wanted else "left out"),
         *[("converter", who) for who in sorted({p.pruned.converter for p in plan.targets} - {""})],
         ("device", f"{plan.device}, {plan.compute}, {plan.threads} threads"),
@@ -262,6 +312,13 @@ def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
     )
     for warning in plan.warnings:
         ui.warn(warning)
+
+
+def _comparing(plan: Plan) -> str:
+    """What is written for the comparison at equal bytes alone."""
+    names = ", ".join(p.target.quantization for p in plan.frontier)
+    size = sum(p.dense.predicted_bytes + p.pruned.predicted_bytes for p in plan.frontier)
+    return f"dense and cut at {names}: {size / 1e6:,.1f} MB more, for the comparison"
 
 
 def _searching(asked: CompressConfig, plan: Plan) -> str:

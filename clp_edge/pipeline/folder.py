@@ -214,6 +214,14 @@ class OutputFolder:
         self.state["files"] = sorted({*self.state["files"], *names, STATE})
         self._write()
 
+    def disown(self, name: str, files: Iterable[Path]) -> None:
+        """These files of a stage have served: it stands without them, and `finish` deletes them."""
+        gone = {os.path.relpath(file, self.path) for file in files}
+        entry = self.state["stages"][name]
+        entry["files"] = [file for file in entry["files"] if file not in gone]
+        self._written -= gone
+        self._write()
+
     def ours_below(self, path: Path) -> list[Path]:
         """Files at or below a path that an earlier run of ours wrote there."""
         listed = (self.path / name for name in self.state["files"])

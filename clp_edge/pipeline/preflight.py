@@ -18,6 +18,8 @@ import psutil
 import torch
 
 import clp_edge.export as export
+from clp_edge.bench.bandwidth import read_bandwidth
+from clp_edge.bench.ceiling import mean_decode_depth
 from clp_edge.config import CompressConfig
 from clp_edge.data import Documents, calibrate, evaluation_text, read_documents
 from clp_edge.errors import ClpEdgeError, PreflightError, UsageError
@@ -36,11 +38,13 @@ from clp_edge.models.source import (
     tokenizer_gguf,
 )
 from clp_edge.pipeline import lock, provenance
-from clp_edge.pipeline.folder import admit
+from clp_edge.pipeline.folder import admit, read_state
 from clp_edge.pipeline.foretold import options_of, provenance_of
 from clp_edge.pipeline.overlap import overlaps
-from clp_edge.pipeline.sizing import blocks_to_drop, fewest_that_may_go
+from clp_edge.pipeline.sizing import blocks_to_drop, cached_bytes, fewest_that_may_go
+from clp_edge.records import BandwidthRecord, RecordError, from_plain
 from clp_edge.registry import FORMATS
+from clp_edge.report.choosing import BAR_TARGET
 from clp_edge.runtimes import default_threads
 from clp_edge.segment import Segment
 
@@ -88,6 +92,10 @@ class Plan:
     disk_bytes: int
     """what will be written"""
     warnings: tuple[str, ...]
+    frontier: tuple[PlannedTarget, ...] = ()
+    """what --frontier compares beside the targets asked for"""
+    bandwidth: BandwidthRecord | None = None
+    """of the memory, where --min-tps was predicted by it"""
 
     @property
     def kept_parameters(self) -> int:
@@ -178,6 +186,13 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
         }
 
     known = list(dict.fromkeys(target for target in targets if target is not None))
+    out = config.out
+    if out is None and config.cut.min_tps is not None:  # a name that no measurement changes
+        out = Path(f"{source.name}-clp-{config.cut.min_tps:g}tps")
+    bandwidth = None
+    if config.cut.min_tps is not None:
+        assert out is not None
+        bandwidth = memory_bandwidth(config, out)
 
     def sizes(dropped: int) -> list[int]:
         """What every target's file weighs without so many blocks; for a speed-up, what a token
@@ -193,14 +208,19 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
             )
             for target in known
         ]
-        by_speed = config.cut.min_speedup is not None
-        return [(by_speed and found.read_bytes) or found.predicted_bytes for found in plans]
+        by_speed = config.cut.min_speedup is not None or config.cut.min_tps is not None
+        found = [(by_speed and plan.read_bytes) or plan.predicted_bytes for plan in plans]
+        if config.cut.min_tps is None:
+            return found
+        depth = mean_decode_depth(config.bench.generate)
+        cached = cached_bytes(model_config, blocks - dropped, depth)
+        return [size + cached for size in found]
 
     count = problems.attempt(
         lambda: (
             fewest_that_may_go(model_config, formats)
             if config.cut.auto
-            else blocks_to_drop(config.cut, blocks, sizes)
+            else blocks_to_drop(config.cut, blocks, sizes, bandwidth)
         )
     )
     if count is None:
@@ -213,8 +233,9 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     total, block = parameter_counts(model_config)
     named = config.cut.segment
     forbidden = _forbidden(problems, model_config, targets, named, count)
+    compared = _compared(problems, config, known)
     planned = []
-    for target in known:
+    for target in (*known, *compared):
         dense = export.plan(model_config, tokenizer, target, tokenizer_gguf=carried, **planning(0))
         pruned = export.plan(
             model_config,
@@ -228,10 +249,12 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
         for problem in dense.problems:
             problems.add(problem)
         planned.append(PlannedTarget(target, dense, pruned))
+    frontier = tuple(planned[len(known) :])
+    planned = planned[: len(known)]
     name = _name(source, count, blocks)
     suffix = suffix or ("clp-auto" if config.cut.auto else None)
     default = f"{source.name}-{suffix}" if suffix else name
-    out = config.out if config.out is not None else Path(default)
+    out = out if out is not None else Path(default)
     _check_out(problems, config, source, out)
     sequence_length = min(config.calibration.length, limit)
     evaluation_length = min(config.evaluation.length, limit)
@@ -244,6 +267,10 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
         p.pruned.predicted_bytes + (p.dense.predicted_bytes if config.bench.wanted else 0)
         for p in planned
     )
+    beside = sum(p.pruned.predicted_bytes + p.dense.predicted_bytes for p in frontier)
+    if frontier:
+        _check_side_by_side(problems, artifacts + beside)
+    artifacts += beside
     # healed folder; the dense folder and both F16 files where the dense model is written too
     copies = kept + kept + (2 * total if config.bench.wanted else 0)
     disk = artifacts + 2 * copies
@@ -274,8 +301,72 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
         evaluation_length=evaluation_length,
         memory_bytes=memory,
         disk_bytes=disk,
+        frontier=frontier,
+        bandwidth=bandwidth,
         warnings=tuple(dict.fromkeys([*source_warnings(source), *notes])),
     )
+
+
+def memory_bandwidth(config: CompressConfig, out: Path) -> BandwidthRecord | None:
+    """Measured now, or what the run that is resumed in `out` began with: the number of blocks
+    follows from it. None where it cannot be measured."""
+    if config.resume and not config.force:
+        said = (read_state(out) or {}).get("memory_bandwidth")
+        try:
+            if said is not None:
+                return from_plain(said, BandwidthRecord)
+        except RecordError:
+            pass  # another version's: measured again
+    return read_bandwidth(config.threads or default_threads())
+
+
+def _compared(
+    problems: Problems, config: CompressConfig, known: Sequence[Target]
+) -> tuple[Target, ...]:
+    """The GGUF types that --frontier asks for beside the targets."""
+    found = []
+    for name in config.frontier.types:
+        target = problems.attempt(partial(resolve, name))
+        if target is not None and target.format != "gguf":
+            problems.add(
+                UsageError(
+                    f"--frontier-types {name} is no GGUF type",
+                    "give types such as q8_0,q4_k_m,q3_k_m",
+                )
+            )
+        elif target is not None:
+            found.append(target)
+    if found and (missing := FORMATS.load("gguf").requires()) is not None:
+        problems.add(missing)
+    gate = config.gate
+    names = {target.name for target in (*found, *known)}
+    if (
+        config.frontier.aim is not None
+        and gate.max_kl is None
+        and gate.max_ppl_ratio is None
+        and BAR_TARGET not in names
+    ):
+        problems.add(
+            UsageError(
+                f"--aim {config.frontier.aim} needs a bar for quality, and the dense Q4_K_M file, "
+                "which is it where none is given, is not among those compared",
+                "give --max-kl or --max-ppl-ratio, or add q4_k_m to --frontier-types",
+            )
+        )
+    return tuple(target for target in dict.fromkeys(found) if target not in known)
+
+
+def _check_side_by_side(problems: Problems, size: int) -> None:
+    """All files are open at once, each round reads them all: they have to fit in memory."""
+    available = psutil.virtual_memory().available
+    if size > available:
+        problems.add(
+            ClpEdgeError(
+                f"--frontier times its files side by side: {size / GIB:.1f} GiB together, and "
+                f"{available / GIB:.1f} GiB of memory are available, so it would time the disk",
+                "give fewer types, such as --frontier-types q4_k_m,q3_k_m",
+            )
+        )
 
 
 def _name(source: Source, dropped: int, blocks: int) -> str:

@@ -12,7 +12,6 @@ from clp_edge.pipeline import tries
 from clp_edge.pipeline.folder import OutputFolder
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import Ground, stage_keys
-from clp_edge.pipeline.stages import STAGES
 
 
 def rehearse(config: CompressConfig, plan: Plan) -> bool:
@@ -20,16 +19,15 @@ def rehearse(config: CompressConfig, plan: Plan) -> bool:
 
     Raises ClpEdgeError where the run would be refused: another finished run, another at work.
     """
-    stages = STAGES
     if config.cut.auto:
         found = tries.settled(config, plan)
         if found is None or found.chosen is None:
             tries.check_room(config, plan)
             return False
-        stages, plan = tries.AUTO_STAGES, tries.with_count(plan, found.chosen)
+        plan = tries.with_count(plan, found.chosen)
     folder = OutputFolder.open(
         plan.out,
-        hashes=stage_keys(stages, config, plan, Ground.of(config, plan)),
+        hashes=stage_keys(tries.stages_of(config), config, plan, Ground.of(config, plan)),
         about={},
         force=config.force,
         resume=config.resume,

@@ -78,6 +78,7 @@ class Runner:
                 "seed": config.seed,
                 "environment": environment(),
                 "learning": ground.learning.name,
+                **_remembered(plan),
             },
             force=config.force,
             resume=config.resume,
@@ -148,6 +149,12 @@ class Runner:
             files=[self.plan.out / file for file in stage.files(record)],
             seconds=self.ledger.seconds[stage.name],
         )
+
+
+def _remembered(plan: Any) -> dict[str, Any]:
+    """What was measured to make the plan, so that a resumed run makes the same one."""
+    bandwidth = getattr(plan, "bandwidth", None)
+    return {} if bandwidth is None else {"memory_bandwidth": to_plain(bandwidth)}
 
 
 def environment() -> dict[str, str]:

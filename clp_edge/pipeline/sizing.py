@@ -1,4 +1,4 @@
-"""How many blocks go where the user says what is to be reached: a size, a speed-up, a quality.
+"""How many blocks go where the user says what is to be reached: size, speed-up, speed, quality.
 
 A size and a speed-up follow from the bytes of the files, which the exporters predict without work.
 Decoding on one stream reads every weight once per token, so bytes saved bound the speed-up that can
@@ -23,6 +23,7 @@ from typing import Any
 from clp_edge.config import CutConfig
 from clp_edge.errors import UsageError
 from clp_edge.export.base import Format
+from clp_edge.records import BandwidthRecord
 from clp_edge.registry import FORMATS
 from clp_edge.segment import FEWEST_BLOCKS, Segment
 
@@ -30,8 +31,15 @@ Predicted = Callable[[int], Sequence[int]]
 """Blocks dropped -> the bytes of every target's file, of 0 blocks too; smaller the more go."""
 
 
-def blocks_to_drop(cut: CutConfig, total: int, predicted: Predicted) -> int:
+def blocks_to_drop(
+    cut: CutConfig,
+    total: int,
+    predicted: Predicted,
+    bandwidth: BandwidthRecord | None = None,
+) -> int:
     """The fewest blocks that reach what `cut` asks for.
+
+    Args: bandwidth, of the memory, for --min-tps: `predicted` gives what a token reads then.
 
     Raises UsageError where nothing has to go, or where all that may go is not enough.
     """
@@ -63,7 +71,48 @@ def blocks_to_drop(cut: CutConfig, total: int, predicted: Predicted) -> int:
             ),
             cure="take a target of fewer bits, or a smaller --min-speedup",
         )
+    if cut.min_tps is not None:
+        speed, limit = _ceiling(cut.min_tps, bandwidth, predicted), cut.min_tps
+        return _fewest(
+            total,
+            lambda count: speed(count) >= limit,
+            nothing=f"the memory bandwidth allows {speed(0):.1f} tok/s without any cut, a ceiling "
+            f"above the {limit:g} asked for",
+            too_little=lambda most: (
+                f"without {most} of {total} blocks the memory bandwidth allows "
+                f"{speed(most):.1f} tok/s, less than {limit:g}"
+            ),
+            cure="take a target of fewer bits, or a smaller --min-tps",
+        )
     return cut.count(total)
+
+
+def _ceiling(
+    wanted: float, bandwidth: BandwidthRecord | None, predicted: Predicted
+) -> Callable[[int], float]:
+    """Blocks dropped -> the tokens per second that reading the largest file allows (the ceiling of
+    `clp_edge.bench`). Raises UsageError where that says nothing."""
+    cure = "say it as --min-speedup, the ratio to the dense file, which needs no bandwidth"
+    if bandwidth is None:
+        raise UsageError(f"--min-tps {wanted:g}: the memory bandwidth could not be measured", cure)
+    if max(predicted(0)) <= bandwidth.cache_bytes:
+        raise UsageError(
+            f"--min-tps {wanted:g}: the model fits in the processor's cache "
+            f"({bandwidth.cache_bytes / 1e6:.0f} MB), so the memory does not bound its speed",
+            cure,
+        )
+    return lambda count: bandwidth.gb_per_s * 1e9 / max(predicted(count))
+
+
+def cached_bytes(config: Any, blocks: int, depth: float) -> int:
+    """Key and value bytes (2 a number) that one token reads at a depth; 0 where the config does not
+    say. Windows are left out: no depth that is predicted for is beyond one."""
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    width = int(getattr(config, "head_dim", 0) or 0) or (
+        int(getattr(config, "hidden_size", 0) or 0) // heads if heads else 0
+    )
+    kv_heads = int(getattr(config, "num_key_value_heads", 0) or heads)
+    return round(2 * 2 * kv_heads * width * blocks * depth)
 
 
 def _fewest(

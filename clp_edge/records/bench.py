@@ -75,6 +75,24 @@ class MemoryRecord:
 
 
 @dataclass(frozen=True)
+class ContextMemoryRecord:
+    """What a model file takes in memory when so many positions are in its cache; read off the file,
+    so exact: the runtime's own buffers come on top."""
+
+    context: int
+    """tokens in the cache"""
+    weight_bytes: int
+    """the file's"""
+    kv_bytes: int
+    """keys and values, at 2 bytes a number where the file does not say otherwise"""
+
+    @property
+    def total(self) -> int:
+        """Weights and cache, bytes."""
+        return self.weight_bytes + self.kv_bytes
+
+
+@dataclass(frozen=True)
 class HeatRecord:
     """Temperatures by zone (degrees C) before and after, and what slowed the device down."""
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from clp_edge.records.learning import Span, WindowRecord
+from clp_edge.records.making import ArtifactRecord
+
+Met = Literal["met", "not met", "undecided", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +86,59 @@ class TriesRecord:
     """why it ended there"""
     shares: dict[str, float] = field(default_factory=dict)
     """count -> what the curve predicts for it, before any try"""
+
+
+@dataclass(frozen=True)
+class GoalRecord:
+    """What --max-bytes, --min-speedup or --min-tps asked for, foretold and measured.
+
+    bytes; times the dense file's decode speed; tokens per second: of several files the worst one.
+    """
+
+    flag: str
+    wanted: float
+    predicted: float | None
+    measured: float | None
+    low: float | None
+    """ends of the interval of what was measured; both the value itself where it is exact"""
+    high: float | None
+    file: str | None
+    """which file that is"""
+    met: Met
+    """undecided: the interval holds what was asked for"""
+    note: str = ""
+    """what the prediction stands on"""
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """What --aim chose among the files that were measured."""
+
+    aim: str
+    chosen: str | None
+    """name of the artifact; None: none passes"""
+    cut: bool
+    """whether that is a file of the cut model; a dense file means: no cut"""
+    bar: str
+    """the quality that a file had to reach"""
+    why: str
+    passed: tuple[str, ...]
+    """best in the aim first"""
+    failed: dict[str, tuple[str, ...]]
+    """file -> what it does not reach"""
+
+
+@dataclass(frozen=True)
+class FrontierRecord:
+    """Dense and cut model at several types, side by side."""
+
+    artifacts: tuple[ArtifactRecord, ...]
+    """those written for the comparison alone, beside the report's own"""
+    kept: tuple[str, ...]
+    """names of them whose files are still there"""
+    failures: tuple[str, ...]
+    """types that could not be proved, a sentence each"""
+    fronts: dict[str, tuple[str, ...]]
+    """bytes, decode, prefill, ttft, memory -> names on the Pareto front of it and KL"""
+    choice: ChoiceRecord | None = None
+    """of --aim; None: not asked for"""

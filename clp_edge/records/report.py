@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from msgspec import UNSET, UnsetType
 
-from clp_edge.records.bench import BenchRecord
-from clp_edge.records.judging import GateVerdictRecord, TriesRecord
+from clp_edge.records.bench import BenchRecord, ContextMemoryRecord
+from clp_edge.records.judging import (
+    FrontierRecord,
+    GateVerdictRecord,
+    GoalRecord,
+    TriesRecord,
+)
 from clp_edge.records.learning import EvaluationRecord, HealRecord, SearchRecord
 from clp_edge.records.making import ArtifactRecord, QualityRecord, SampleRecord
 
@@ -64,3 +69,10 @@ class Report:
     """the quality that was asked for; None: none was"""
     tries: TriesRecord | None = None
     """every cut that `--prune auto` tried; None: the cut was given"""
+    goal: GoalRecord | None = None
+    """the size or speed that was asked for, and whether it holds; None: none was"""
+    frontier: FrontierRecord | None = None
+    """--frontier: the same two models at several types; their quality and runs are in `quality`
+    and `bench` with all others"""
+    context_memory: dict[str, ContextMemoryRecord] = field(default_factory=dict)
+    """artifact -> weights and cache at a long context"""

@@ -78,9 +78,14 @@ class Series:
     y: tuple[float | None, ...]
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
+    labels: tuple[str, ...] = ()
+    """a name for each point, drawn beside it"""
+    style: Literal["", "line", "points"] = ""
+    """"": as the plot's kind"""
 
     def __post_init__(self) -> None:
         lengths = {len(self.x), len(self.y), len(self.low or self.y), len(self.high or self.y)}
+        lengths |= {len(self.labels or self.y)}
         if len(lengths) != 1:
             raise ValueError(f"the series {self.name!r} has lists of different lengths")
 

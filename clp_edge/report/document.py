@@ -21,8 +21,11 @@ from clp_edge.records import (
     SCHEMA,
     ArtifactRecord,
     BenchRecord,
+    ContextMemoryRecord,
     EvaluationRecord,
+    FrontierRecord,
     GateVerdictRecord,
+    GoalRecord,
     HealRecord,
     ModelRecord,
     QualityRecord,
@@ -59,6 +62,9 @@ def build_report(
     warnings: Sequence[str] = (),
     quality_gate: GateVerdictRecord | None = None,
     tries: TriesRecord | None = None,
+    goal: GoalRecord | None = None,
+    frontier: FrontierRecord | None = None,
+    context_memory: Mapping[str, ContextMemoryRecord] | None = None,
 ) -> Report:
     """Put the parts together and add the verdict.
 
@@ -86,6 +92,9 @@ def build_report(
             warnings=tuple(warnings),
             quality_gate=quality_gate,
             tries=tries,
+            goal=goal,
+            frontier=frontier,
+            context_memory=dict(context_memory or {}),
         )
     )
     return replace(report, verdict=verdict(report))
@@ -125,7 +134,8 @@ def _departs(why: str) -> ReportError:
 
 def _contradictions(report: Report) -> Iterator[str]:
     """What the shape alone does not show."""
-    names = [artifact.name for artifact in report.artifacts]
+    beside = report.frontier.artifacts if report.frontier is not None else ()
+    names = [artifact.name for artifact in (*report.artifacts, *beside)]
     if len(set(names)) != len(names):
         yield "$.artifacts: two artifacts have the same name"
     search = report.search

@@ -68,6 +68,9 @@ def _against(report: Report, pair: Pair | None) -> list[str]:
     gate = report.quality_gate
     for name, misses in (gate.misses if gate is not None else {}).items():
         said += [f"the quality asked for is not reached: {name}: {miss}" for miss in misses]
+    choice = report.frontier.choice if report.frontier is not None else None
+    if choice is not None and not choice.cut:
+        said.append(f"--aim {choice.aim} chooses {choice.chosen or 'nothing'}")
     before, after, _ = _sides(report, pair)
     change = _ratio(before, after)
     if change is not None and change > HEAVY_LOSS:

@@ -27,6 +27,11 @@ ABSENT = {
     "warnings": ("Warnings", "There is nothing to mind."),
     "gate": ("The quality asked for", "No quality was asked for, so none was judged."),
     "tries": ("How much goes: every try", "How much goes was given, so nothing was tried."),
+    "goal": ("The size or speed asked for", "No size and no speed was asked for."),
+    "frontier": (
+        "Dense and pruned at equal bytes",
+        "Harder quantizations of the dense model were not measured; --frontier measures them.",
+    ),
     "tasks": ("Tasks", "No questions were asked in this run."),
     "sanity": ("Does it still talk sense?", "The fixed prompts were not part of this run."),
     "cards": ("Block by block", "No block was cut."),
@@ -108,7 +113,7 @@ def _sections(report: Report) -> Iterator[tuple[str, Sequence[Block]]]:
         blocks = section(report)
         if blocks:
             yield row.name, blocks
-        elif row.name in ABSENT:
+        elif row.name in ABSENT and not (row.name == "tradeoff" and report.frontier is not None):
             title, said = ABSENT[row.name]
             yield row.name, [Heading(title), Text(said)]
 

@@ -139,7 +139,12 @@ def data_table(plot: Plot) -> Table:
         return Table((plot.x, *(series.name for series in plot.series)), rows)
     header: tuple[str, ...] = ("series", plot.x, plot.y)
     rows = tuple(
-        (series.name, _x_name(plot, x), number(y), *(() if plain else (_span(series, index),)))
+        (
+            _point_name(series, index),
+            _x_name(plot, x),
+            number(y),
+            *(() if plain else (_span(series, index),)),
+        )
         for series in plot.series
         for index, (x, y) in enumerate(zip(series.x, series.y, strict=True))
     )
@@ -156,6 +161,10 @@ def number(value: float | None) -> str:
 def sign(index: int) -> str:
     """The marker of a series as a character, for the legend."""
     return MARKERS[index % len(MARKERS)][1]
+
+
+def _point_name(series: Series, index: int) -> str:
+    return f"{series.name} {series.labels[index]}" if series.labels else series.name
 
 
 def _span(series: Series, index: int) -> str:
@@ -199,7 +208,7 @@ def _draw_series(axes: Any, plot: Plot, series: Series, index: int) -> None:
     points = _finite(series)
     values = [math.nan if y is None else y for y in series.y]
     marker = MARKERS[index % len(MARKERS)][0]
-    line, many = plot.kind == "line", len(points) > MARKED_POINTS
+    line, many = (series.style or plot.kind) == "line", len(points) > MARKED_POINTS
     dashes = DASHES[index % len(DASHES)]
     axes.plot(
         series.x,
@@ -213,6 +222,16 @@ def _draw_series(axes: Any, plot: Plot, series: Series, index: int) -> None:
         markeredgewidth=0,
     )
     for place, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
+        if series.labels and y is not None:
+            axes.annotate(
+                series.labels[place],
+                (x, y),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7.5,
+                color=INK,
+            )
         low = series.low[place] if series.low else None
         high = series.high[place] if series.high else None
         if y is not None and low is not None and high is not None:

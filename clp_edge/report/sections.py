@@ -19,12 +19,14 @@ from clp_edge.report.cards import cards
 from clp_edge.report.curves import heal_plots, search_plots, speed_plots, tradeoff_plots
 from clp_edge.report.facts import all_warnings, sequences
 from clp_edge.report.format import NOT_MEASURED
+from clp_edge.report.frontier import frontier, goal
 from clp_edge.report.judged import gate, sanity, tasks, tries
 from clp_edge.report.summary import summary_block
 
 __all__ = [
-    "cards", "costs", "environment", "files", "gate", "heal", "method", "report_blocks", "samples",
-    "sanity", "search", "speed", "summary", "tasks", "tradeoff", "tries", "warnings",
+    "cards", "costs", "environment", "files", "frontier", "gate", "goal", "heal",
+    "method", "report_blocks", "samples", "sanity", "search", "speed", "summary",
+    "tasks", "tradeoff", "tries", "warnings",
 ]  # fmt: skip
 
 Section = Callable[[Report], Sequence[Block] | None]
@@ -312,7 +314,7 @@ def costs(report: Report) -> Sequence[Block] | None:
 
 def tradeoff(report: Report) -> Sequence[Block] | None:
     """Every file's quality beside its size and its speed."""
-    if not report.artifacts:
+    if not report.artifacts or report.frontier is not None:  # which shows these files and more
         return None
     timed = report.bench.runs if report.bench else ()
     runs = {run.artifact: run for run in reversed(timed) if run.status == "ok"}

@@ -1,4 +1,4 @@
-"""One sentence that decides, made of the report's numbers alone.
+"""A sentence that decides and one on the user's aims, made of the report's numbers alone.
 
 It claims a speed-up only where the whole interval lies above 1 and attains 95 %, puts the ideal
 (the bytes saved; above it, for a small model, the blocks saved) beside it, names a heavy loss a
@@ -17,7 +17,9 @@ import math
 
 from clp_edge.records import ArtifactRecord, GateVerdictRecord, QualityRecord, Report
 from clp_edge.report import format as write
+from clp_edge.report.aims import all_files, sentence
 from clp_edge.report.facts import Pair, model_quality, pairs
+from clp_edge.report.frontier import goal_words
 
 HEAVY_LOSS = 2.0
 # A file counts as of equal size up to this much larger.
@@ -27,18 +29,36 @@ ABOVE_IDEAL = 1.02
 
 
 def verdict(report: Report) -> str:
-    """The sentence, for the first target; ends with a full stop."""
+    """The sentences, for the first target; end with a full stop."""
     found = pairs(report)
     pair = found[0] if found else None
     parts = [_speed(pair, several=len(found) > 1), _quality(report, pair)]
     tail = [_equal_size(report, pair)]
     if report.quality_gate is not None:
         tail.insert(0, _gate(report.quality_gate))
+    if report.goal is not None:
+        tail.insert(0, goal_words(report.goal))
     unverified = [one.name for one in report.artifacts if not one.verified]
     if unverified:
         tail.append(f"{', '.join(unverified)} did not pass verification")
     said = "; ".join(text for text in tail if text)
-    return f"{_subject(report)}: {', '.join(parts)}{'; ' + said if said else ''}."
+    decided = f"{_subject(report)}: {', '.join(parts)}{'; ' + said if said else ''}."
+    return " ".join([decided, *_aims(report, pair)])
+
+
+def _aims(report: Report, pair: Pair | None) -> list[str]:
+    """What --aim chose, and which of its user's aims the cut serves."""
+    said = []
+    choice = report.frontier.choice if report.frontier is not None else None
+    if choice is not None:
+        said.append(f"--aim {choice.aim} chooses {choice.chosen or 'nothing'}: {choice.why}.")
+    if pair is not None:
+        files = all_files(report)
+        cut = next((one for one in files if one.name == pair.after.name), None)
+        if cut is not None:
+            text = sentence(cut, files)
+            said.append(f"{text[:1].upper()}{text[1:]}.")
+    return said
 
 
 def _gate(asked: GateVerdictRecord) -> str:
@@ -137,7 +157,8 @@ def _equal_size(report: Report, pair: Pair | None) -> str:
 def equal_size_rival(report: Report, pair: Pair) -> tuple[float, ArtifactRecord] | None:
     """The dense file of the lowest perplexity among those no larger, and that perplexity."""
     rivals = []
-    for artifact in report.artifacts:
+    beside = report.frontier.artifacts if report.frontier is not None else ()
+    for artifact in (*report.artifacts, *beside):
         score = _perplexity(report.quality.get(artifact.name))
         small = artifact.bytes <= pair.after.bytes * EQUAL_SIZE
         if artifact.variant == "dense" and small and score is not None:

@@ -28,10 +28,11 @@ def said(**changes: Any) -> str:
 
 
 def test_the_plain_case_in_one_sentence():
-    assert said() == (
+    assert said().startswith(
         "Blocks 12-17 (6 of 30) are gone: decode is 1.16x faster (1.12 to 1.20, 97 %, n 6; "
         "the bytes saved allow 1.15x), perplexity 23.1 -> 29.8 (1.29x); at equal size a harder "
-        "quantization of the dense model was not measured."
+        "quantization of the dense model was not measured. Against the dense file of the same type "
+        "alone, tiny-healed serves bytes (1.19x), decode (1.16x, "
     )
 
 
@@ -98,8 +99,9 @@ def test_what_was_not_measured_is_said():
 def test_pitfall_23_a_dense_file_of_equal_size_is_the_rival():
     rival = artifact("tiny-q3", "dense", 84 * 2**20, target="gguf-q3_k_m")
     better = said(artifacts=[rival], quality={"tiny-q3": quality(25.0, 0.2, 0.8)})
-    assert better.endswith(
+    assert (
         "at equal size the dense model as gguf-q3_k_m is better (perplexity 25.0 in 84.0 MiB)."
+        in better
     )
     worse = said(artifacts=[rival], quality={"tiny-q3": quality(31.0, 0.4, 0.7)})
     assert "as gguf-q3_k_m is no better (perplexity 31.0" in worse

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import clp_edge.export as exporters
 from clp_edge.config import CompressConfig, FileConfig
-from clp_edge.durable import write_text
+from clp_edge.durable import remove_leftovers, write_text
+from clp_edge.errors import VerificationError
 from clp_edge.export.base import Target
 from clp_edge.models.source import save_model
 from clp_edge.pipeline import provenance
@@ -63,7 +64,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Expo
     healed = context.out / HF_FOLDER
     says = provenance.read(healed)
     assert says is not None  # the cut stage wrote it
-    dense = _dense_folder(context, room) if given.dense else None
+    dense = dense_folder(context, room) if given.dense else None
     text = calibrate.calibration(context).fit
     context.let_go()
     jobs = []
@@ -93,9 +94,18 @@ STAGE: Stage[Inputs, ExportRecord] = Stage(
 
 
 def write(
-    jobs: Sequence[Job], context: Context, room: Path, *, threads: int, progress: Progress
+    jobs: Sequence[Job],
+    context: Context,
+    room: Path,
+    *,
+    threads: int,
+    progress: Progress,
+    failures: list[str] | None = None,
 ) -> ExportRecord:
     """Write and prove every job's artifact, in order.
+
+    failures: where given, a file that does not pass its proof is told there, deleted and left out,
+        instead of ending the run; for what is only compared.
 
     `room` holds intermediates meanwhile, and is empty afterwards, whether that went well or not.
     """
@@ -122,9 +132,16 @@ def write(
                 file.unlink()
             context.folder.claim(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            artifact = opened[target.format, job.variant].export(
-                target, path, progress=_share(progress, number, jobs)
-            )
+            try:
+                artifact = opened[target.format, job.variant].export(
+                    target, path, progress=_share(progress, number, jobs)
+                )
+            except VerificationError as error:
+                if failures is None:
+                    raise
+                failures.append(f"{job.variant} {target.file_suffix} was left out: {error.cause}")
+                remove_leftovers(path.parent)
+                continue
             made = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
             if job.variant == "healed":
                 beside = exporters.format_of(target).companions(job.folder, path.name)
@@ -169,11 +186,12 @@ def _share(progress: Progress, number: int, jobs: Sequence[Job]) -> Progress:
     return step
 
 
-def _dense_folder(context: Context, room: Path) -> Path:
+def dense_folder(context: Context, room: Path) -> Path:
     """The dense model as a Hugging Face folder: the source's own, or written for the export."""
     ground = context.ground
     if not ground.source.is_gguf:
         return ground.source.path
     folder = room / "dense-hf"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     save_model(context.model(), ground.tokenizer, folder, dtype=ground.stored, source=ground.source)
     return folder
