@@ -72,15 +72,15 @@ def blocks_to_drop(
             cure="take a target of fewer bits, or a smaller --min-speedup",
         )
     if cut.min_tps is not None:
-        speed, limit = _ceiling(cut.min_tps, bandwidth, predicted), cut.min_tps
+        speed, least = _ceiling(cut.min_tps, bandwidth, predicted), cut.min_tps
         return _fewest(
             total,
-            lambda count: speed(count) >= limit,
+            lambda count: speed(count) >= least,
             nothing=f"the memory bandwidth allows {speed(0):.1f} tok/s without any cut, a ceiling "
-            f"above the {limit:g} asked for",
+            f"above the {least:g} asked for",
             too_little=lambda most: (
                 f"without {most} of {total} blocks the memory bandwidth allows "
-                f"{speed(most):.1f} tok/s, less than {limit:g}"
+                f"{speed(most):.1f} tok/s, less than {least:g}"
             ),
             cure="take a target of fewer bits, or a smaller --min-tps",
         )

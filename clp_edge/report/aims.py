@@ -191,7 +191,8 @@ def front(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
     Equal points are all on it; one that is not finite never is.
     """
     whole = [i for i, point in enumerate(points) if all(map(math.isfinite, point))]
-    found, least = [], math.inf
+    found: list[int] = []
+    least = math.inf
     ordered = sorted(whole, key=lambda i: points[i])
     for place, i in enumerate(ordered):
         same = (

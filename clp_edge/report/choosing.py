@@ -34,7 +34,7 @@ def below_bar(files: Sequence[Measured]) -> tuple[str, dict[str, tuple[str, ...]
         said = "the dense Q4_K_M file, which is the bar without a quality gate, was not measured"
         return said, {one.name: (said,) for one in files}
     limit = bar.kl
-    misses = {
+    misses: dict[str, tuple[str, ...]] = {
         one.name: ()
         if one.kl is not None and one.kl <= limit
         else (
