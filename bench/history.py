@@ -14,6 +14,7 @@ import json
 import os
 from pathlib import Path
 
+from clp_edge import durable
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.records import BenchRecord, RecordError, decode, to_plain
 
@@ -23,13 +24,7 @@ def append(path: Path, record: BenchRecord) -> None:
     line = json.dumps(to_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
     check_appendable(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode("utf-8"))
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        durable.append_line(path, line)
     except OSError as error:
         raise ClpEdgeError(
             f"cannot append to {path} ({error.strerror})", "choose another file"

@@ -92,6 +92,22 @@ def settle(temporary: Path, final: Path) -> None:
     _sync(final.parent)
 
 
+def move(path: Path, final: Path) -> None:
+    """Give a file that is whole already another place on the same file system."""
+    os.replace(path, final)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file that only grows; raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line.encode("utf-8"))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sha256_of(path: Path) -> str:
     """sha256 (hex) of a file's bytes, read a piece at a time."""
     digest = hashlib.sha256()

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clp_edge.errors import ClpEdgeError
 from clp_edge.export.reference_text import TEXT
+from clp_edge.gguf_file.rope import read_rope
 from clp_edge.metrics import token_kl, top1_agreement
 from clp_edge.models.quiet import quiet
 
@@ -79,3 +81,37 @@ def greedy(
         continuation.append(token)
         out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
     return tuple(continuation), torch.stack(chosen_from)
+
+
+def rotations(model: Any) -> tuple[dict[str, np.ndarray], float]:
+    """Transformers' own inverse frequencies (rotated part / 2,), and what rotated q and k are
+    multiplied by.
+
+    Names: "full"; "local" for blocks with a window, where theirs differ; "short" and "long" instead
+    of "full" where they depend on the context.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    decoder, config = model.get_decoder(), model.config
+    rotary = getattr(decoder, "rotary_emb", None)
+    if rotary is None:  # positions are learnt, or ALiBi's
+        return {}, 1.0
+    names = {"full_attention_inv_freq": "full", "sliding_attention_inv_freq": "local"}
+    found = {
+        name: getattr(rotary, attribute).double().numpy()
+        for attribute, name in names.items()
+        if hasattr(rotary, attribute)
+    }
+    if found:  # Gemma 3 of transformers 5
+        return found, 1.0
+    gain = float(rotary.attention_scaling)
+    if read_rope(config).kind == "longrope":
+        original = read_rope(config).original_length
+        for name, length in (("short", original), ("long", original + 1)):
+            one, _ = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=length)
+            found[name] = one.double().numpy()
+        return found, gain
+    found["full"] = rotary.inv_freq.double().numpy()
+    if hasattr(decoder, "rotary_emb_local"):  # Gemma 3 of transformers 4
+        found["local"] = decoder.rotary_emb_local.inv_freq.double().numpy()
+    return found, gain

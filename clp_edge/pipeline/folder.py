@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clp_edge import durable
 from clp_edge.durable import is_leftover, remove_leftovers, write_text
 from clp_edge.errors import ClpEdgeError
 from clp_edge.pipeline import lock
@@ -183,7 +184,7 @@ class OutputFolder:
         for file in sorted({file for entry in entries.values() for file in entry["files"]}):
             moved.append(place / file)
             moved[-1].parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.path / file, moved[-1])
+            durable.move(self.path / file, moved[-1])
         write_text(place / ASIDE, json.dumps(entries))
         self.own(moved)
 
@@ -202,7 +203,7 @@ class OutputFolder:
         for file in sorted({file for entry in entries.values() for file in entry["files"]}):
             if (place / file).is_file():
                 (self.path / file).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(place / file, self.path / file)
+                durable.move(place / file, self.path / file)
         self.state["stages"] |= entries
         self.own(self.path / file for entry in entries.values() for file in entry["files"])
         shutil.rmtree(place, ignore_errors=True)

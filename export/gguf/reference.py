@@ -16,6 +16,7 @@ from clp_edge.export.torch_reference import (
     exact_model,
     greedy,
     logits_of,
+    rotations,
     text_ids,
 )
 from clp_edge.gguf_file.family_table import context_length, sliding_blocks
@@ -83,7 +84,7 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) 
     prompt = tuple(hf.encode(PROMPT))[: max(1, context_length(config) - new_tokens)]
     ends = end_ids(hf, config, model.generation_config)
     continuation, chosen_from = greedy(model, prompt, ends, new_tokens)
-    frequencies, gain = _rotations(model)
+    frequencies, gain = rotations(model)
     rounded = _rounded(model)(torch.tensor([ids]), use_cache=False).logits[0].float()
     return Reference(
         ids,
@@ -95,35 +96,6 @@ def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 32) 
         gain,
         compare_logits(logits, rounded),
     )
-
-
-def _rotations(model: Any) -> tuple[dict[str, np.ndarray], float]:
-    """Transformers' own inverse frequencies, by the names of `Reference`, and the gain."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    decoder, config = model.get_decoder(), model.config
-    rotary = getattr(decoder, "rotary_emb", None)
-    if rotary is None:  # positions are learnt, or ALiBi's
-        return {}, 1.0
-    names = {"full_attention_inv_freq": "full", "sliding_attention_inv_freq": "local"}
-    found = {
-        name: getattr(rotary, attribute).double().numpy()
-        for attribute, name in names.items()
-        if hasattr(rotary, attribute)
-    }
-    if found:  # Gemma 3 of transformers 5
-        return found, 1.0
-    gain = float(rotary.attention_scaling)
-    if read_rope(config).kind == "longrope":
-        original = read_rope(config).original_length
-        for name, length in (("short", original), ("long", original + 1)):
-            one, _ = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=length)
-            found[name] = one.double().numpy()
-        return found, gain
-    found["full"] = rotary.inv_freq.double().numpy()
-    if hasattr(decoder, "rotary_emb_local"):  # Gemma 3 of transformers 4
-        found["local"] = decoder.rotary_emb_local.inv_freq.double().numpy()
-    return found, gain
 
 
 def _rounded(model: Any) -> Any:

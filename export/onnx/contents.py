@@ -112,9 +112,26 @@ class Graph:
         steps = np.broadcast_to(np.abs(scales), stored.shape).reshape(rows, -1)[:, :width]
         return Matrix(_SUFFIX.sub("", node.name), values, steps, bits)
 
+    def angle_tables(self) -> dict[str, np.ndarray]:
+        """The tables of cosines and sines by their names, those in the branches of an If (LongRoPE
+        has one for each) included: (positions, rotated part / 2)."""
+        found = {name: self.array(name) for name in self.initializers if name.startswith(_ANGLES)}
+        for node in self.proto.graph.node:
+            for branch in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+                found |= {tensor.name: self._read(tensor) for tensor in branch.initializer}
+                found |= {
+                    constant.output[0]: self._read(constant.attribute[0].t)
+                    for constant in branch.node
+                    if constant.op_type == "Constant" and constant.attribute[0].HasField("t")
+                }
+        return {name: table for name, table in found.items() if name.startswith(_ANGLES)}
+
     def array(self, name: str) -> np.ndarray:
         """The numbers of an initializer, mapped from the disk where they lie there."""
-        tensor = self.initializers[name]
+        return self._read(self.initializers[name])
+
+    def _read(self, tensor: Any) -> np.ndarray:
+        name = tensor.name
         kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         if not uses_external_data(tensor):
             return onnx.numpy_helper.to_array(tensor)

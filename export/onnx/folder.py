@@ -19,6 +19,20 @@ from clp_edge.errors import ClpEdgeError, VerificationError
 from clp_edge.export.base import Artifact, Target
 from clp_edge.export.onnx.contents import Graph
 
+# A hung child is ended after this. The slowest recipe (k_quant_mixed) takes 100 s for 0.135 billion
+# parameters on two busy cores, 740 s a billion; a Jetson's are slower.
+_START_S = 600.0
+_PER_BILLION_S = 7_200.0
+
+
+def build_timeout_s(folder: Path) -> float:
+    """Seconds that a builder may take for this folder: it grows with the parameters.
+
+    >>> build_timeout_s(Path("no/such/folder"))
+    600.0
+    """
+    return _START_S + _PER_BILLION_S * _parameters(folder) / 1e9
+
 
 def open_source(folder: Path) -> tuple[Any, Any]:
     """(config, tokenizer) of a Hugging Face folder; ClpEdgeError where it is none."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from clp_edge.errors import PreflightError
 from clp_edge.export.base import Artifact, Target
-from clp_edge.export.onnx.folder import open_source, proven, strings, unproven
+from clp_edge.export.onnx.folder import build_timeout_s, open_source, proven, strings, unproven
 from clp_edge.export.onnx.plan import plan
 from clp_edge.export.onnx.provider import prove
 from clp_edge.export.onnx.reference import make_reference
@@ -23,7 +23,6 @@ from clp_edge.runtimes.process import ChildProcess
 
 LOG_NAME = "builder.log"
 _BUILD = "clp_edge.export.onnx.build:build"
-_BUILD_TIMEOUT_S = 4 * 3_600.0
 _BUILD_SHARE = 0.6
 
 
@@ -95,7 +94,7 @@ def _build(
         progress(_BUILD_SHARE * part[0], 1.0, part[1])
 
     progress(0.0, 1.0, "starting onnxruntime-genai's builder")
-    with ChildProcess("onnxruntime-genai's builder", timeout_s=_BUILD_TIMEOUT_S) as child:
+    with ChildProcess("onnxruntime-genai's builder", timeout_s=build_timeout_s(folder)) as child:
         try:
             child.ask("run", _BUILD, arguments, on_part=report)
         finally:

@@ -43,7 +43,6 @@ INSTALL = (
 )
 LOG_NAME = "optimum.log"
 _BUILD = "clp_edge.export.onnx.optimum_build:build"
-_BUILD_TIMEOUT_S = 4 * 3_600.0
 _BUILD_SHARE = 0.6
 _WRONG_CACHE = ("phi3",)
 """Seen in optimum-onnx 0.1.0: model types whose graph is right and whose runtime class is not."""
@@ -102,6 +101,7 @@ class OptimumExporter:
         metadata: dict[str, str],
         progress: Progress,
     ) -> None:
+        from clp_edge.export.onnx.folder import build_timeout_s
         from clp_edge.runtimes.process import ChildProcess
 
         arguments = {
@@ -118,7 +118,7 @@ class OptimumExporter:
 
         log = None if self.workdir is None else self.workdir / LOG_NAME
         progress(0.0, 1.0, "starting Optimum")
-        with ChildProcess("Optimum", timeout_s=_BUILD_TIMEOUT_S) as child:
+        with ChildProcess("Optimum", timeout_s=build_timeout_s(self.folder)) as child:
             try:
                 child.ask("run", _BUILD, arguments, on_part=report)
             finally:
@@ -158,9 +158,17 @@ class OptimumFormat:
             return ExportPlan(target, 0, 0.0, 0, (found,), ())
         from clp_edge.export.onnx.optimum_plan import predicted
 
-        size, bits, floats = predicted(config, tokenizer, target, blocks)
+        sized = predicted(config, tokenizer, target, blocks)
         notes = (_MAY_GROW,) if target.quantization == "int8" else ()
-        return ExportPlan(target, size, bits, floats, (), notes)
+        return ExportPlan(
+            target,
+            sized.folder_bytes,
+            sized.bits_per_weight,
+            0,
+            (),
+            notes,
+            read_bytes=sized.read_bytes,
+        )
 
     def forbids(self, config: Any, segment: Segment) -> str | None:
         return None  # the graph is traced from the cut model

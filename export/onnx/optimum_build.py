@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 
 from clp_edge.export.onnx.build import write_metadata
+from clp_edge.export.onnx.optimum_embedding import quantize_embedding
 
 GRAPH = "model.onnx"
 _SINGLE_FILE_BYTES = 1_500_000_000
@@ -38,6 +39,7 @@ def build(
     """
     import torch
     from optimum.exporters.onnx import main_export
+    from transformers import AutoConfig
 
     torch.set_num_threads(threads)
     quantizes = kind == "int8"
@@ -61,6 +63,12 @@ def build(
         if quantizes:
             yield 0.6, "quantizing"
             _quantize(Path(made), Path(destination), kept)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            quantize_embedding(
+                Path(destination) / GRAPH,
+                tied=bool(config.tie_word_embeddings),
+                external=is_large(Path(made)),
+            )
         yield 0.9, "writing metadata"
         write_metadata(Path(destination) / GRAPH, metadata)
 
@@ -80,12 +88,18 @@ def _quantize(made: Path, destination: Path, kept: list[str]) -> None:
         nodes_to_quantize=[name for name in weight_products(made / GRAPH) if name not in kept],
         operators_to_quantize=["MatMul"],
     )
-    large = sum(file.stat().st_size for file in made.glob("*.onnx*")) > 4 * _SINGLE_FILE_BYTES
     quantizer = ORTQuantizer.from_pretrained(str(made), file_name=GRAPH)
-    quantizer.quantize(wanted, str(destination), file_suffix="", use_external_data_format=large)
+    quantizer.quantize(
+        wanted, str(destination), file_suffix="", use_external_data_format=is_large(made)
+    )
     generation = made / "generation_config.json"
     if generation.is_file():  # Optimum forgets it, and with it where a text ends
         (destination / generation.name).write_bytes(generation.read_bytes())
+
+
+def is_large(made: Path) -> bool:
+    """Whether the 8-bit weights of this float graph lie beside it: a file of 2 GiB is the end."""
+    return sum(file.stat().st_size for file in made.glob("*.onnx*")) > 4 * _SINGLE_FILE_BYTES
 
 
 def weight_products(path: Path) -> list[str]:

@@ -1,11 +1,12 @@
 """How large a folder of Optimum's will be, from the shapes of the model.
 
-int8: products in 8 bits with a float32 scale for each output, everything else in float32; a tied
-embedding is then stored twice, as a float32 table and as the 8-bit head.
+int8: products and the embedding in 8 bits with a float32 scale for each output or row, everything
+else in float32; a tied matrix is stored once.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from clp_edge.export.base import Target
@@ -15,21 +16,28 @@ _GRAPH_BYTES_PER_BLOCK = 30_000
 _GRAPH_BYTES = 40_000
 
 
-def predicted(config: Any, hf: Any, target: Target, blocks: int | None) -> tuple[int, float, int]:
-    """(bytes of the folder, bits a weight, matrices that stay floats)."""
+@dataclass(frozen=True)
+class Predicted:
+    """What the shapes say of a folder."""
+
+    folder_bytes: int
+    bits_per_weight: float
+    read_bytes: int
+    """Weight bytes that one token reads."""
+
+
+def predicted(config: Any, hf: Any, target: Target, blocks: int | None) -> Predicted:
+    """The folder of this target with so many blocks, before outliers keep products in floats."""
     kind = target.quantization
-    exact = parameters = floats = 0
+    exact = parameters = read = 0
     for row in shapes(config, blocks):
         parameters += row.size
         # the attention that Optimum traces answers in float32, and so does what follows it
         wide = 2 if kind == "fp16" and "o_proj" not in row.name else 4
-        in_eight = row.size + 5 * row.rows  # a scale of four bytes and a zero point for each output
-        tied = row.is_head and not row.is_product
-        if kind != "int8" or not (row.is_product or tied):
-            exact += wide * row.size
-        else:
-            exact += in_eight + (wide * row.size if tied else 0)
-        floats += kind == "int8" and row.columns > 1 and not row.is_product
+        in_eight = row.size + 5 * row.rows  # a scale of four bytes and a zero point
+        weighs = in_eight if kind == "int8" and row.columns > 1 else wide * row.size
+        exact += weighs
+        read += weighs // row.rows if row.is_lookup else weighs
     layers = blocks or int(config.num_hidden_layers)
     size = exact + _GRAPH_BYTES + _GRAPH_BYTES_PER_BLOCK * layers + tokenizer_bytes(hf)
-    return size, 8.0 * exact / parameters, floats
+    return Predicted(size, 8.0 * exact / parameters, read)

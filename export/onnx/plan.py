@@ -8,9 +8,14 @@ from clp_edge.errors import ClpEdgeError, UnsupportedModelError, UsageError
 from clp_edge.export.base import ExportPlan, Target
 from clp_edge.export.onnx import builder, configs
 from clp_edge.export.onnx.shapes import Shape, shapes, tokenizer_bytes
-from clp_edge.export.onnx.targets import BLOCK_SIZE, EXECUTION_PROVIDERS, RECIPES, Recipe
+from clp_edge.export.onnx.targets import (
+    BLOCK_SIZE,
+    EXECUTION_PROVIDERS,
+    OPTIMUM,
+    RECIPES,
+    Recipe,
+)
 
-_OPTIMUM = "take onnx-optimum-fp32 (it needs an environment of its own: clp-edge[optimum])"
 _GRAPH_BYTES_PER_BLOCK = 12_000
 _GRAPH_BYTES = 8_000
 _SENSITIVE = ("q_proj", "k_proj", "v_proj", "qkv_proj", "down_proj")
@@ -34,9 +39,9 @@ def plan(
     except ClpEdgeError as error:
         problems.append(error)
     problems += configs.problems(config)
-    size, bits, floats = 0, 0.0, 0
+    size, bits, floats, read = 0, 0.0, 0, 0
     if not problems:
-        exact, parameters, floats = _tensor_bytes(config, recipe, blocks, provider)
+        exact, parameters, floats, read = _tensor_bytes(config, recipe, blocks, provider)
         count = blocks or int(config.num_hidden_layers)
         tables = _rope_tables(config)
         size = exact + tables + _GRAPH_BYTES + _GRAPH_BYTES_PER_BLOCK * count + tokenizer_bytes(hf)
@@ -50,7 +55,7 @@ def plan(
             notes.append(
                 "the embedding stays in floats: the builder quantizes it only where it is tied"
             )
-    return ExportPlan(target, size, bits, floats, tuple(problems), tuple(notes))
+    return ExportPlan(target, size, bits, floats, tuple(problems), tuple(notes), read_bytes=read)
 
 
 def architecture(config: Any) -> str:
@@ -75,7 +80,7 @@ def _builder_problems(config: Any, recipe: Recipe, provider: str) -> list[ClpEdg
     if name not in known.architectures:
         found.append(
             UnsupportedModelError(
-                f"onnxruntime-genai {known.version} has no builder for {name}", _OPTIMUM
+                f"onnxruntime-genai {known.version} has no builder for {name}", OPTIMUM
             )
         )
     if (recipe.precision, provider) not in known.pairs:
@@ -85,7 +90,7 @@ def _builder_problems(config: Any, recipe: Recipe, provider: str) -> list[ClpEdg
         found.append(
             UsageError(
                 f"onnxruntime-genai {known.version} writes no {recipe.precision} for {provider}",
-                f"take {other}another target; {_OPTIMUM.removeprefix('take ')} writes others",
+                f"take {other}another target; {OPTIMUM.removeprefix('take ')} writes others",
             )
         )
     return found
@@ -93,22 +98,25 @@ def _builder_problems(config: Any, recipe: Recipe, provider: str) -> list[ClpEdg
 
 def _tensor_bytes(
     config: Any, recipe: Recipe, blocks: int | None, provider: str
-) -> tuple[int, int, int]:
-    """(bytes, parameters, matrices that stay floats), from the shapes of the model alone."""
+) -> tuple[int, int, int, int]:
+    """(bytes, parameters, matrices that stay floats, bytes that a token reads), from the shapes of
+    the model alone."""
     count = int(config.num_hidden_layers) if blocks is None else blocks
     quantized = recipe.precision.startswith("int")
     wide = 4 if provider == "cpu" or recipe.precision == "fp32" else 2
     zeros = "k_quant" in dict(recipe.options).get("algo_config", "")
-    size = parameters = floats = 0
+    size = parameters = floats = read = 0
     for row in shapes(config, blocks):
         parameters += row.size
         if quantized and (row.is_product or row.is_head):
             kept = recipe.head_bits if row.is_head else _bits(recipe, row, count)
-            size += _quantized_bytes(row, kept, wide, zeros=zeros)
+            weighs = _quantized_bytes(row, kept, wide, zeros=zeros)
         else:
-            size += wide * row.size
+            weighs = wide * row.size
             floats += row.columns > 1
-    return size, parameters, floats
+        size += weighs
+        read += weighs // row.rows if row.is_lookup else weighs
+    return size, parameters, floats, read
 
 
 def _bits(recipe: Recipe, row: Shape, count: int) -> int:

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from clp_edge.errors import ClpEdgeError
-from clp_edge.export.reference_text import PROMPT, TEXT
+from clp_edge.export.reference_text import PROMPT
+from clp_edge.export.torch_reference import exact_model, greedy, logits_of, text_ids
 from clp_edge.models.ends import end_ids
-from clp_edge.models.quiet import quiet
 
 _TOKENS = 256
 _LONGEST = 768
+STEPS = 32
+"""How many of the text's tokens are given one by one."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Reference:
     """The text, with the model's own BOS rule."""
     logits: torch.Tensor
     """(tokens, vocabulary)"""
+    step_logits: torch.Tensor
+    """(up to STEPS, vocabulary): the text's first tokens alone. LongRoPE rotates a text beyond its
+    first context otherwise, the tokens before it included."""
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
     """Greedy, without the end token."""
@@ -42,39 +46,16 @@ def reference_ids(config: Any, hf: Any) -> tuple[int, ...]:
     """256 tokens of text, or half as many again as a short sliding window holds."""
     window = getattr(config, "sliding_window", None) or 0
     wanted = max(_TOKENS, window * 3 // 2) if window * 3 // 2 <= _LONGEST else _TOKENS
-    wanted = min(wanted, int(config.max_position_embeddings))
-    ids = hf.encode(TEXT)
-    more = hf.encode(TEXT, add_special_tokens=False)
-    while len(ids) < wanted:
-        ids = ids + more
-    return tuple(ids[:wanted])
+    return text_ids(hf, min(wanted, int(config.max_position_embeddings)))
 
 
-@torch.no_grad()
 def make_reference(folder: Path, config: Any, hf: Any, *, new_tokens: int = 24) -> Reference:
     """Load the folder in float32, and ask. Needs 4 bytes of memory per parameter."""
-    from transformers import AutoModelForCausalLM
-
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-        ).eval()
+    model = exact_model(folder)
     ids = reference_ids(config, hf)
-    logits = model(torch.tensor([ids]), use_cache=False).logits[0].float()
-    if not bool(torch.isfinite(logits).all()):
-        raise ClpEdgeError("the model's own logits hold NaN or Inf", "the model is damaged")
+    logits, first = logits_of(model, ids), logits_of(model, ids[:STEPS])
     room = int(config.max_position_embeddings) - new_tokens
     prompt = tuple(hf.encode(PROMPT))[: max(1, room)]
     ends = end_ids(hf, config, model.generation_config)
-    out = model(torch.tensor([prompt]), use_cache=True)
-    chosen_from, continuation = [], []
-    for _ in range(new_tokens):
-        chosen_from.append(out.logits[0, -1].float())
-        token = int(chosen_from[-1].argmax())
-        if token in ends:
-            break
-        continuation.append(token)
-        out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
-    return Reference(
-        model, ids, logits, prompt, tuple(continuation), torch.stack(chosen_from), ends
-    )
+    continuation, chosen_from = greedy(model, prompt, ends, new_tokens)
+    return Reference(model, ids, logits, first, prompt, continuation, chosen_from, ends)

@@ -26,6 +26,11 @@ class Shape:
     """Whether it makes the logits: the head, or an embedding that is tied to it."""
 
     @property
+    def is_lookup(self) -> bool:
+        """Whether a token reads one row of it."""
+        return self.columns > 1 and not self.is_product and not self.is_head
+
+    @property
     def size(self) -> int:
         """How many numbers."""
         return self.rows * self.columns

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from clp_edge.export.base import Target
 
+OPTIMUM = "take onnx-optimum-fp32 (it needs an environment of its own: clp-edge[optimum])"
+"""The way out for what the builder does not write."""
 BLOCK_SIZE = 32
 """Weights that share one scale."""
 

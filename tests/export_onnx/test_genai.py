@@ -16,10 +16,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from clp_edge.bench.ceiling import card_of
 from clp_edge.errors import PreflightError, RuntimeDiedError, UsageError, VerificationError
 from clp_edge.export.base import ExportOptions
 from clp_edge.export.onnx.contents import Graph
-from clp_edge.export.onnx.folder import folder_digest
+from clp_edge.export.onnx.folder import build_timeout_s, folder_digest
 from clp_edge.export.onnx.format import FORMAT
 from clp_edge.export.onnx.genai import LOG_NAME, export
 from clp_edge.export.onnx.own_weights import check
@@ -83,6 +84,10 @@ def test_a_cut_model_of_each_family_is_proved(tmp_path, family):
     assert exact.bits_per_weight == pytest.approx(32, rel=0.01)
 
     small = written(folder, TARGET["int4"], tmp_path / "onnx-int4")
+    assert small.verified
+    found = small.verify
+    worst = max(found["kl"], found["kl_cached_steps"])
+    assert worst <= found["kl_limit"] or found["kl_own_weights"] <= 0.6
     assert {"4", "8"} == set(small.verify["matrices_by_bits"])
     assert small.bytes < 0.4 * exact.bytes
     predicted = plan(model.config, hf, TARGET["int4"])
@@ -90,6 +95,25 @@ def test_a_cut_model_of_each_family_is_proved(tmp_path, family):
     assert small.bytes == pytest.approx(predicted.predicted_bytes, rel=0.05)
     assert small.bits_per_weight == pytest.approx(predicted.bits_per_weight, rel=0.05)
     assert small.fallback_tensors == predicted.fallback_tensors
+    for artifact, foreseen in (
+        (exact, plan(model.config, hf, TARGET["fp32"])),
+        (small, predicted),
+    ):
+        card = card_of(artifact.path)
+        assert foreseen.read_bytes == pytest.approx(card.weight_bytes_per_token, rel=0.01)
+        windows = [block.window for block in card.attention]
+        assert windows == windows_of(model.config)
+        layers = [m for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
+        assert card.block_matmul_elements == sum(layer.weight.numel() for layer in layers)
+        assert card.head_elements == model.get_output_embeddings().weight.numel()
+        assert card.kv_element_bytes == 4.0
+
+
+def windows_of(config):
+    """The window of each block, None for those that see everything."""
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    window = getattr(config, "sliding_window", None)
+    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +139,16 @@ def test_a_tied_matrix_is_stored_once_in_eight_bits_too(tied):
     assert graph.float_matrices() == []
     assert artifact.fallback_tensors == 0
     assert artifact.bits_per_weight < 9.5
+
+
+def test_pitfall_21_the_card_counts_a_tied_matrix_once(tied):
+    """Every weight once, and a row of the angles: the embedding is the head."""
+    graph, card = Graph(tied[3].path), card_of(tied[3].path)
+    row = 2 * 4 * 64 // 2  # cosines and sines of a head of 64
+    assert card.weight_bytes_per_token == graph.tensor_bytes() + row
+    assert card.file_bytes == tied[3].bytes
+    assert (card.blocks, card.architecture) == (3, "llama")
+    assert card.bytes_per_token(10) - card.bytes_per_token(0) == 10 * 3 * 2 * 2 * 64 * 4
 
 
 def test_what_a_folder_says_of_itself(tied):
@@ -389,6 +423,11 @@ def test_fewer_blocks_weigh_less(tied):
     assert whole.predicted_bytes - two.predicted_bytes == pytest.approx(
         two.predicted_bytes - one.predicted_bytes, rel=0.01
     )
+
+
+def test_a_builder_may_take_longer_for_a_larger_model(tied):
+    parameters = sum(weight.numel() for weight in tied[1].parameters())
+    assert build_timeout_s(tied[0]) == pytest.approx(600 + 7200 * parameters / 1e9)
 
 
 def test_a_folder_that_is_no_model_is_a_clear_error(tmp_path):

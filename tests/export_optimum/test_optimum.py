@@ -12,12 +12,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from clp_edge.bench.ceiling import card_of
 from clp_edge.errors import UsageError, VerificationError
 from clp_edge.export import export, plan, resolve
 from clp_edge.export.base import ExportOptions
 from clp_edge.export.onnx.contents import Graph
-from clp_edge.export.onnx.optimum import FORMAT, LOG_NAME, unusable
+from clp_edge.export.onnx.optimum import FORMAT, LOG_NAME, OptimumExporter, unusable
 from clp_edge.export.onnx.optimum_verify import (
+    check_embedding,
     check_no_other_is_integer,
     far_reaching,
     verify,
@@ -74,7 +76,8 @@ def test_a_cut_model_is_proved_in_every_kind(llama):
     small = artifacts["int8"]
     assert small.verify["integer_matrices"] == 3 * 7 + 1
     assert small.verify["kl"] < small.verify["kl_limit"]
-    assert small.fallback_tensors == 1  # the embedding
+    assert small.fallback_tensors == 0
+    assert small.bits_per_weight < 8.5  # the embedding is the head's own numbers
     for artifact in artifacts.values():
         assert artifact.verified
         assert "CPUExecutionProvider" in artifact.verify["provider"]
@@ -88,6 +91,8 @@ def test_the_plan_foresees_the_folder(llama, kind):
     assert predicted.predicted_bytes == pytest.approx(artifacts[kind].bytes, rel=0.05)
     assert predicted.bits_per_weight == pytest.approx(artifacts[kind].bits_per_weight, rel=0.03)
     assert predicted.fallback_tensors == artifacts[kind].fallback_tensors
+    card = card_of(artifacts[kind].path)
+    assert predicted.read_bytes == pytest.approx(card.weight_bytes_per_token, rel=0.01)
     fewer = plan(model.config, hf, TARGET[kind], dropped=[0])
     assert fewer.predicted_bytes < predicted.predicted_bytes
 
@@ -101,6 +106,47 @@ def test_what_a_folder_says_of_itself(llama):
     assert (artifact.path / "generation_config.json").is_file()
     assert (artifact.path.parent / "work" / LOG_NAME).is_file()
     assert not list(artifact.path.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("kind", "element"), [("fp32", 4), ("fp16", 2), ("int8", 4)])
+def test_pitfall_21_the_card_of_a_plain_graph(llama, kind, element):
+    """The embedding is the head: every weight is read once."""
+    _, model, _, artifacts = llama
+    card = card_of(artifacts[kind].path)
+    whole = Graph(artifacts[kind].path).tensor_bytes()
+    assert card.weight_bytes_per_token == pytest.approx(whole, rel=0.002)
+    layers = [m for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
+    assert card.block_matmul_elements == sum(layer.weight.numel() for layer in layers)
+    assert card.head_elements == model.get_output_embeddings().weight.numel()
+    assert (card.blocks, card.architecture) == (3, "llama")
+    assert card.bytes_per_token(10) - card.bytes_per_token(0) == 10 * 3 * 2 * 2 * 64 * element
+
+
+def test_a_changed_row_of_the_embedding_is_seen(llama):
+    _, model, _, artifacts = llama
+    graph = Graph(artifacts["int8"].path)
+    check_embedding(graph, model)
+    rows = model.get_input_embeddings().weight
+    before = float(rows[7, 40])
+    try:
+        rows[7, 40] = before + 1.0
+        with pytest.raises(VerificationError, match=r"its embedding has 1 of \d+ numbers off"):
+            check_embedding(graph, model)
+    finally:
+        rows[7, 40] = before
+    with pytest.raises(VerificationError, match="not looked up in 8 bits"):
+        check_embedding(Graph(artifacts["fp32"].path), model)
+
+
+def test_an_untied_embedding_has_a_table_of_its_own(tmp_path):
+    folder, model, _ = made(tmp_path, "qwen3", tie_word_embeddings=False)
+    artifact = written(folder, "int8", tmp_path / "out")
+    check_embedding(Graph(artifact.path), model)
+    assert artifact.fallback_tensors == len(artifact.verify["float_matrices"])
+    rows, width = model.get_input_embeddings().weight.shape
+    card = card_of(artifact.path)
+    unread = Graph(artifact.path).tensor_bytes() - card.weight_bytes_per_token
+    assert unread == pytest.approx((rows - 1) * (width + 5), abs=64)
 
 
 def test_ortmodelforcausallm_loads_it_and_says_what_torch_says(llama):
@@ -156,7 +202,7 @@ def test_a_product_whose_inputs_have_an_outlier_stays_in_floats(llama, tmp_path)
     patient = dataclasses.replace(TARGET["int8"], max_kl=2.0)  # the model is nonsense now
     with FORMAT.open(tmp_path / "hf", metadata={}, threads=1) as exporter:
         artifact = exporter.export(patient, tmp_path / "out", progress=silent)
-    assert artifact.fallback_tensors == 1 + len(far)
+    assert artifact.fallback_tensors == len(far)
     assert artifact.verify["float_matrices"] == far
     assert artifact.verify["integer_matrices"] == 3 * 7 + 1 - len(far)
 
@@ -217,12 +263,18 @@ def test_a_graph_cut_short_is_a_failed_verification(llama, tmp_path):
         again(folder, copy, "fp32")
 
 
-def test_a_failed_folder_keeps_its_partial_name(llama, tmp_path):
-    """PITFALLS 25, with a limit that 8 bits cannot meet."""
+def test_a_failed_folder_keeps_its_partial_name(llama, tmp_path, monkeypatch):
+    """PITFALLS 25, with a limit that 8 bits cannot meet and a graph that was built before."""
+
+    def build(self, target, partial, kept, metadata, progress):
+        shutil.copytree(llama[3]["int8"].path, partial)
+
+    monkeypatch.setattr(OptimumExporter, "_build", build)
     destination = tmp_path / "m.onnx-optimum-int8"
     strict = dataclasses.replace(TARGET["int8"], max_kl=1e-12)
+    said = {"segment": "1-1", "source": "tiny"}
     with (
-        FORMAT.open(llama[0], metadata={}, threads=1) as exporter,
+        FORMAT.open(llama[0], metadata=said, threads=1) as exporter,
         pytest.raises(VerificationError, match="limit 1e-12"),
     ):
         exporter.export(strict, destination, progress=silent)

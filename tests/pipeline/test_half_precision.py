@@ -48,7 +48,7 @@ def test_search_finds_what_float32_finds(model_type: str, dtype: torch.dtype) ->
     assert gate.segment == exact.segment
     # it moved: a gradient that vanished would leave every start where it was
     assert gate.trace is not None
-    assert any(len(set(path)) > 3 for path in gate.trace.paths)
+    assert any(len(set(path)) > 1 for path in gate.trace.paths)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -67,3 +67,26 @@ def test_goals_exclude_other_ways_to_say_it(given) -> None:
 def test_a_speedup_that_is_none(value: float) -> None:
     with pytest.raises(UsageError, match="no speed-up"):
         CutConfig(min_speedup=value)
+
+
+def test_pitfall_21_a_speedup_is_foretold_by_what_a_token_reads(tmp_path) -> None:
+    """An untied embedding is in the file and is not read: by its bytes more blocks would go."""
+    pytest.importorskip("onnxruntime_genai")
+    from clp_edge import export
+    from clp_edge.config import CompressConfig
+    from clp_edge.pipeline.preflight import preflight
+    from tests.export.models import tiny_folder
+
+    folder, model, hf = tiny_folder(tmp_path / "m", blocks=8, spare_rows=6_000)
+    target = export.resolve("onnx-fp32")
+    plans = [export.plan(model.config, hf, target, blocks=count) for count in (8, 7)]
+    by_reads = plans[0].read_bytes / plans[1].read_bytes
+    by_files = plans[0].predicted_bytes / plans[1].predicted_bytes
+    assert by_reads > by_files + 0.005
+    config = CompressConfig(
+        model=str(folder),
+        targets=("onnx-fp32",),
+        cut=CutConfig(min_speedup=(by_reads + by_files) / 2),
+        out=tmp_path / "out",
+    )
+    assert preflight(config).count == 1
