@@ -221,7 +221,7 @@ def fronts(files: Sequence[Measured]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-Word = Literal["served", "rival", "not better", "not measured"]
+Word = Literal["served", "rival", "matched", "not better", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,8 @@ class Judged:
     gain: Gain | None
     """over the dense file of the same type"""
     rival: Measured | None
-    """the dense file of the least KL among those no worse in quality and surely better here"""
+    """of the dense files no worse in quality the one of least KL that is surely better here; where
+    none is (matched), that this file does not surely beat"""
     rival_gain: Gain | None
     """of the rival over this file"""
     compared: int
@@ -246,22 +247,27 @@ def judge(aim: Aim, cut: Measured, files: Sequence[Measured]) -> Judged:
     same = next((one for one in dense if one.artifact.target == cut.artifact.target), None)
     gain = aim.gain(same, cut) if same is not None else None
     others = [one for one in dense if one is not same]
-    beaten: list[tuple[float, Measured, Gain]] = []
+    better: list[tuple[float, Measured, Gain]] = []
+    level: list[tuple[float, Measured, Gain]] = []
     compared = 0
     for one in dense:
-        over = aim.gain(cut, one)
-        if over is None or one.kl is None or cut.kl is None:
+        over, under = aim.gain(cut, one), aim.gain(one, cut)
+        if over is None or under is None or one.kl is None or cut.kl is None:
             continue
         compared += one in others
         if one.kl <= cut.kl and over.sure:
-            beaten.append((one.kl, one, over))
-    if aim.cost(cut) is None or (gain is None and not compared):
-        return Judged(aim, "not measured", gain, None, None, compared)
-    if beaten:
-        _, rival, over = min(beaten, key=lambda found: found[0])
+            better.append((one.kl, one, over))
+        elif one.kl <= cut.kl and not under.sure and one is not same:
+            level.append((one.kl, one, over))
+    if better:
+        _, rival, over = min(better, key=lambda found: found[0])
         return Judged(aim, "rival", gain, rival, over, compared)
-    word: Word = "served" if gain is not None and gain.sure else "not better"
-    return Judged(aim, word, gain, None, None, compared)
+    if gain is None:
+        return Judged(aim, "not measured", None, None, None, compared)
+    if gain.sure and level:
+        _, rival, over = min(level, key=lambda found: found[0])
+        return Judged(aim, "matched", gain, rival, over, compared)
+    return Judged(aim, "served" if gain.sure else "not better", gain, None, None, compared)
 
 
 def judged(cut: Measured, files: Sequence[Measured]) -> list[Judged]:
@@ -299,6 +305,12 @@ def sentence(cut: Measured, files: Sequence[Measured]) -> str:
                 f"for {words_of(one.aim, cut)} {one.rival.name} is better "
                 f"({one.rival_gain.words()}; KL {write.number(one.rival.kl)} against "
                 f"{write.number(cut.kl)})"
+            )
+        elif one.word == "matched" and one.rival is not None and one.gain is not None:
+            parts.append(
+                f"{words_of(one.aim, cut)} ({one.gain.words()}) is matched by {one.rival.name}, "
+                f"which it does not surely beat and which loses less (KL "
+                f"{write.number(one.rival.kl)} against {write.number(cut.kl)})"
             )
         elif one.word == "not better":
             how = f" ({one.gain.words()})" if one.gain is not None else ""

@@ -38,7 +38,7 @@ NOTE = (
     "A file is on a front unless another is no worse in KL and in that figure and better in one. "
     "All files ran in the same rounds of one bench. A dense file is called better only where its "
     "KL is no more and its gain is beyond the noise (the whole 95 % interval; bytes and memory are "
-    "exact)."
+    "exact); it matches the cut where its KL is no more and the cut does not surely beat it."
 )
 FLAGS = {
     "--max-bytes": (write.megabytes, "at most", "the size of the file"),
@@ -134,16 +134,13 @@ def frontier_plots(files: Sequence[Measured]) -> Iterator[Plot]:
             ]
             if len(points) < 2:
                 continue
-            series = tuple(_sides(points, label))
             best = front([(-x if aim.larger else x, y) for _, x, y in points])
             line = sorted((points[i][1], points[i][2]) for i in best)
-            series += (
-                Series(
-                    "Pareto front",
-                    tuple(x for x, _ in line),
-                    tuple(y for _, y in line),
-                    style="line",
-                ),
+            places, heights = tuple(x for x, _ in line), tuple(y for _, y in line)
+            # first, so that the files are drawn over it
+            series = (
+                Series("Pareto front", places, heights, style="line"),
+                *_sides(points, label),
             )
             kind = "KL" if label == KL else "Perplexity ratio"
             yield Plot(f"{kind} against {what}", axis, label, series, "points")
@@ -193,7 +190,7 @@ def _aims(files: Sequence[Measured]) -> list[Block]:
             rows += [_aim_row(one, found) for found in judged(one, files)]
     if not rows:
         return []
-    header = ("aim", "over the dense file of its type", "a better dense file", "so")
+    header = ("aim", "over the dense file of its type", "a dense file as good", "so")
     return [Heading("Which aim the cut serves", 3), Table(header, tuple(rows))]
 
 
@@ -209,6 +206,7 @@ def _aim_row(cut: Measured, found: Judged) -> tuple[str, ...]:
     so = {
         "served": "the cut serves it",
         "rival": "the dense file serves it better",
+        "matched": "the dense file does as well",
         "not better": "not surely better",
         "not measured": write.NOT_MEASURED,
     }[found.word]

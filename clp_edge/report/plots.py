@@ -218,7 +218,8 @@ def _draw_series(axes: Any, plot: Plot, series: Series, index: int) -> None:
         linewidth=1.6,
         marker=marker,
         markevery=max(1, len(points) // MARKERS_ON_A_LINE) if line and many else None,
-        markersize=4.5 if len(points) > 1 else 7,
+        # a line among points runs through them and hides none
+        markersize=2 if series.style == "line" else 4.5 if len(points) > 1 else 7,
         markeredgewidth=0,
     )
     for place, (x, y) in enumerate(zip(series.x, series.y, strict=True)):

@@ -89,7 +89,11 @@ def test_a_dense_file_is_better_only_with_no_more_kl_and_beyond_the_noise() -> N
     assert found.gain.median == pytest.approx(1.18)
     noisy = one("dense Q4_K_M", mb=105, kl=0.06, decode=119, wobble=0.2)
     files = [FILES[0], noisy, cut]
-    assert judge(AIMS["decode"], cut, files).word == "served"
+    assert judge(AIMS["decode"], cut, files).word == "matched", "not surely beaten, and nearer"
+    assert "is matched by dense Q4_K_M" in sentence(cut, files)
+    slower = one("dense Q4_K_M", mb=105, kl=0.06, decode=110)
+    assert judge(AIMS["decode"], cut, [FILES[0], slower, cut]).word == "served"
+    assert judge(AIMS["decode"], cut, [slower, cut]).word == "not measured", "no file of its type"
     worse = one("dense Q4_K_M", mb=105, kl=0.5, decode=150)
     assert judge(AIMS["decode"], cut, [FILES[0], worse, cut]).word == "served"
 

@@ -61,7 +61,7 @@ def test_the_section_lists_every_file_with_its_fronts_and_says_what_was_deleted(
     assert [plot.title for plot in plots] == [
         "KL against bytes", "KL against decode speed", "KL against prefill speed",
     ]  # fmt: skip
-    front = plots[0].series[-1]
+    front = plots[0].series[0]
     assert front.style == "line"
     assert front.x == tuple(sorted(front.x))
     assert 84 * 2**20 / 1e6 not in front.x
