@@ -234,7 +234,7 @@ class Judged:
     """over the dense file of the same type"""
     rival: Measured | None
     """of the dense files no worse in quality the one of least KL that is surely better here; where
-    none is (matched), that this file does not surely beat"""
+    none is (matched), the strongest here of those that this file does not surely beat"""
     rival_gain: Gain | None
     """of the rival over this file"""
     compared: int
@@ -265,7 +265,7 @@ def judge(aim: Aim, cut: Measured, files: Sequence[Measured]) -> Judged:
     if gain is None:
         return Judged(aim, "not measured", None, None, None, compared)
     if gain.sure and level:
-        _, rival, over = min(level, key=lambda found: found[0])
+        _, rival, over = max(level, key=lambda found: found[2].median)
         return Judged(aim, "matched", gain, rival, over, compared)
     return Judged(aim, "served" if gain.sure else "not better", gain, None, None, compared)
 
@@ -306,11 +306,11 @@ def sentence(cut: Measured, files: Sequence[Measured]) -> str:
                 f"({one.rival_gain.words()}; KL {write.number(one.rival.kl)} against "
                 f"{write.number(cut.kl)})"
             )
-        elif one.word == "matched" and one.rival is not None and one.gain is not None:
+        elif one.word == "matched" and one.rival and one.gain and one.rival_gain:
             parts.append(
-                f"{words_of(one.aim, cut)} ({one.gain.words()}) is matched by {one.rival.name}, "
-                f"which it does not surely beat and which loses less (KL "
-                f"{write.number(one.rival.kl)} against {write.number(cut.kl)})"
+                f"{words_of(one.aim, cut)} ({one.gain.words()}) is not surely better than "
+                f"{one.rival.name}'s ({one.rival_gain.words()}), which loses less "
+                f"(KL {write.number(one.rival.kl)} against {write.number(cut.kl)})"
             )
         elif one.word == "not better":
             how = f" ({one.gain.words()})" if one.gain is not None else ""

@@ -206,7 +206,7 @@ def _aim_row(cut: Measured, found: Judged) -> tuple[str, ...]:
     so = {
         "served": "the cut serves it",
         "rival": "the dense file serves it better",
-        "matched": "the dense file does as well",
+        "matched": "not surely better than the dense file",
         "not better": "not surely better",
         "not measured": write.NOT_MEASURED,
     }[found.word]

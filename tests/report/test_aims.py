@@ -90,7 +90,7 @@ def test_a_dense_file_is_better_only_with_no_more_kl_and_beyond_the_noise() -> N
     noisy = one("dense Q4_K_M", mb=105, kl=0.06, decode=119, wobble=0.2)
     files = [FILES[0], noisy, cut]
     assert judge(AIMS["decode"], cut, files).word == "matched", "not surely beaten, and nearer"
-    assert "is matched by dense Q4_K_M" in sentence(cut, files)
+    assert "is not surely better than dense Q4_K_M's (1.0" in sentence(cut, files)
     slower = one("dense Q4_K_M", mb=105, kl=0.06, decode=110)
     assert judge(AIMS["decode"], cut, [FILES[0], slower, cut]).word == "served"
     assert judge(AIMS["decode"], cut, [slower, cut]).word == "not measured", "no file of its type"
