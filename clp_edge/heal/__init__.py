@@ -27,6 +27,7 @@ from clp_edge.heal.collect import collect_tail, tail_kl
 from clp_edge.heal.endpoints import ENDPOINTS
 from clp_edge.heal.ladder import climb, rungs_up_to
 from clp_edge.heal.local import LOCAL
+from clp_edge.heal.memory import BATCH, away_from, parked
 from clp_edge.heal.refit import REFIT
 from clp_edge.heal.rung import Job, Mended, Rung, TuningSettings
 from clp_edge.heal.tail import State, Tail
@@ -142,16 +143,20 @@ def heal(
     rungs: str = "endpoints",
     tune_blocks: str = "near",
     tuning: TuningSettings | None = None,
-    batch: int = 8,
+    batch: int = BATCH,
     seed: int = 0,
+    spent: bool = False,
     progress: Progress = silent,
 ) -> HealResult:
     """Mend the removal of `segment`; the dense model itself is not changed.
 
+    While the rungs are climbed, blocks that do not run are not on the device (heal/memory.py).
+
     Args: fit and select (sequences, tokens) int64, calibration text that is trained on, and held
         back to choose by (an even choice of HELD_SEQUENCES); rungs, the last of RUNGS to climb, or
-        "none"; tune_blocks, which blocks tuning trains, see heal/blocks.py. A body with `autocast`
-        heals under it.
+        "none"; tune_blocks, which blocks tuning trains, see heal/blocks.py; spent, whether the
+        model is not needed again: on the CPU it loses the weights of those blocks then, for good.
+        A body with `autocast` heals under it.
     Raises: UsageError for an unknown rung, ClpEdgeError where there is no text.
     """
     if len(fit) == 0 or len(select) == 0:
@@ -203,7 +208,8 @@ def heal(
         collected = time.perf_counter() - began
         settings = tuning or TuningSettings()
         job = Job(tail, learnt, held, kl_cut, settings, seed, batch, watching)
-        records, thrown = climb(climbed, job, progress)
+        with parked(tail, learnt.reach, away_from(tail.device, spent=spent)):
+            records, thrown = climb(climbed, job, progress)
         notes += thrown
     return HealResult(
         method=RUNGS.choose(rungs),

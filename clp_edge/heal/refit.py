@@ -54,7 +54,7 @@ class RefitSums:
 
     multiplier: float = 1.0
     gram: Tensor | None = field(default=None, repr=False)
-    """A: (intermediate, intermediate) float64; a batch's part is made in float32"""
+    """A: (intermediate, intermediate) float64 in host memory; a batch's part is made in float32"""
     cross: Tensor | None = field(default=None, repr=False)
     """B: (hidden, intermediate) float64"""
     gap: float = 0.0
@@ -67,9 +67,10 @@ class RefitSums:
         e = goal - before
         root = goal.square().sum(dim=-1, keepdim=True).clamp_min(1e-30).rsqrt()
         m, e = (root * m).to(e.dtype), root * e
-        gram, cross = (m.T @ m).double(), (e.T @ m).double()
-        self.gram = gram if self.gram is None else self.gram + gram
-        self.cross = cross if self.cross is None else self.cross + cross
+        # 1.6 GB of an 8B model, and as much again to add to it: both in host memory.
+        gram, cross = (m.T @ m).cpu().double(), (e.T @ m).cpu().double()
+        self.gram = gram if self.gram is None else self.gram.add_(gram)
+        self.cross = cross if self.cross is None else self.cross.add_(cross)
         self.gap += float(e.double().square().sum())
         self.tokens += len(m)
 
@@ -86,8 +87,8 @@ class RefitSums:
             raise ClpEdgeError("the refit has seen no text")
         gram = self.multiplier**2 * self.gram
         size = gram.diagonal().mean() * ridge
-        loaded = gram + size * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        factor = torch.linalg.cholesky(loaded)
+        gram.diagonal().add_(size)
+        factor = torch.linalg.cholesky(gram)
         return self.multiplier * torch.cholesky_solve(self.cross.T, factor).T
 
     def explained(self, change: Tensor) -> float:
@@ -187,7 +188,7 @@ class Refit(Rung):
                 tried[one] = math.inf
                 continue
             with torch.no_grad():
-                weight.copy_(original + change.to(original.dtype))
+                weight.copy_(original + change.to(original))
             after = tried[one] = job.held_kl()
             progress(len(tried), len(RIDGES), f"refit with lambda {one:g}: KL {after:.3f}")
             if after < kl:  # NaN, where it overflowed, is not

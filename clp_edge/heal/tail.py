@@ -61,11 +61,14 @@ class Tail:
 
     def until(self, reach: int, entry: Tensor, arguments: BlockArguments) -> Tensor:
         """The hidden state that block `reach` would read, from the input of the first block."""
-        order = [index for index in self.order if index < reach]
-        with self._precision():
-            return self.body.run_blocks(
-                order, entry, arguments, instead={**self.frozen, **self.trained}
-            )
+        instead = {**self.frozen, **self.trained}
+        hidden = entry
+        for index in self.order:
+            if index < reach:
+                # Each under its own autocast, which holds the weights it has cast until it ends.
+                with self._precision():
+                    hidden = self.body.run_blocks([index], hidden, arguments, instead=instead)
+        return hidden
 
     def dense_end(self, reach: int, hidden: Tensor, arguments: BlockArguments) -> Tensor:
         """The dense model's final norm's output, from what its block `reach` reads."""
@@ -79,9 +82,12 @@ class Tail:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def state(self) -> State:
-        """A copy of all that may be changed."""
+        """A copy of all that may be changed, in host memory."""
         return {
-            index: {name: value.detach().clone() for name, value in module.state_dict().items()}
+            index: {
+                name: value.detach().to("cpu", copy=True)
+                for name, value in module.state_dict().items()
+            }
             for index, module in self.trained.items()
         }
 
@@ -91,14 +97,14 @@ class Tail:
             module.load_state_dict(state[index])
 
     def changes(self) -> State:
-        """A copy of the tensors that differ from the dense model's."""
+        """A copy of the tensors that differ from the dense model's, in host memory."""
         changed: State = {}
         for index, tensors in self.state().items():
             dense = self.body.blocks[index].state_dict()
             different = {
                 name: value
                 for name, value in tensors.items()
-                if not torch.equal(value, dense[name].to(value.dtype))
+                if not torch.equal(value, dense[name].to(value))
             }
             if different:
                 changed[index] = different

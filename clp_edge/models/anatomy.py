@@ -63,6 +63,8 @@ class Anatomy:
     """what the blocks' products are computed in where it is not the weights' dtype; norms, the
     residual stream and the head stay in the weights' own (models/precision.py)"""
     _arguments: dict[tuple[int, int], BlockArguments] = field(default_factory=dict, repr=False)
+    _tuples: list[bool] = field(default_factory=list, repr=False)
+    """whether blocks return a tuple in this family and version; empty until one has run"""
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -117,7 +119,7 @@ class Anatomy:
         originals = [block.forward for block in self.blocks]
         names = [list(inspect.signature(forward).parameters) for forward in originals]
         known = self._arguments.get((ids.shape[0], ids.shape[1]))
-        kind: list[bool] = []
+        kind = self._tuples
 
         def recorder(index: int) -> Any:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -127,9 +129,11 @@ class Anatomy:
                     first.append(hidden_states)
                     if known is not None:
                         raise _Recorded
-                    # The first block really runs, to learn whether this version returns a tuple.
-                    output = originals[0](hidden_states, **kwargs)
-                    kind.append(isinstance(output, tuple))
+                    # Once the first block really runs, to learn whether it returns a tuple. Later
+                    # its weights may be elsewhere (heal/memory.py).
+                    if not kind:
+                        output = originals[0](hidden_states, **kwargs)
+                        kind.append(isinstance(output, tuple))
                 recorded[index] = kwargs
                 if index == len(originals) - 1:
                     raise _Recorded
@@ -159,7 +163,7 @@ class Anatomy:
         """The autocast that blocks run under, if any."""
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(self.embedding.weight.device.type, dtype=self.autocast)
+        return torch.autocast(self.head_module.weight.device.type, dtype=self.autocast)
 
     def run_blocks(
         self,
