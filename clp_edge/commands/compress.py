@@ -254,6 +254,8 @@ def run(
 
 def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
     """What a run would do, and nothing is done."""
+    from clp_edge.pipeline.healing_memory import words
+
     mib, mb = 2**20, 1e6
     segment = asked.cut.segment
     what = f"blocks {segment}" if segment else "found by the search"
@@ -273,6 +275,7 @@ def _print_plan(ui: Ui, asked: CompressConfig, plan: Plan) -> None:
         ("bench", f"{asked.bench.rounds} rounds" if asked.bench.wanted else "left out"),
         *[("converter", who) for who in sorted({p.pruned.converter for p in plan.targets} - {""})],
         ("device", f"{plan.device}, {plan.compute}, {plan.threads} threads"),
+        ("healing holds", words(plan.healing) if plan.healing else "nothing"),
         ("peak memory", f"about {plan.memory_bytes / mib:,.0f} MiB"),
         ("disk", f"about {plan.disk_bytes / mib:,.0f} MiB"),
         ("output", str(plan.out)),

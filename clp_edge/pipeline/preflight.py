@@ -25,6 +25,7 @@ from clp_edge.data import Documents, calibrate, evaluation_text, read_documents
 from clp_edge.errors import ClpEdgeError, PreflightError, UsageError
 from clp_edge.evaluate import read_tasks
 from clp_edge.export.targets import Target, resolve
+from clp_edge.heal.memory import HealMemory
 from clp_edge.models.anatomy import family_of
 from clp_edge.models.source import (
     Source,
@@ -40,6 +41,7 @@ from clp_edge.models.source import (
 from clp_edge.pipeline import lock, provenance
 from clp_edge.pipeline.folder import admit, read_state
 from clp_edge.pipeline.foretold import options_of, provenance_of
+from clp_edge.pipeline.healing_memory import foretold
 from clp_edge.pipeline.overlap import overlaps
 from clp_edge.pipeline.sizing import blocks_to_drop, cached_bytes, fewest_that_may_go
 from clp_edge.records import BandwidthRecord, RecordError, from_plain
@@ -96,6 +98,8 @@ class Plan:
     """what --frontier compares beside the targets asked for"""
     bandwidth: BandwidthRecord | None = None
     """of the memory, where --min-tps was predicted by it"""
+    healing: HealMemory | None = None
+    """what healing is predicted to hold on `device`; None: nothing is healed"""
 
     @property
     def kept_parameters(self) -> int:
@@ -276,6 +280,9 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
     disk = artifacts + 2 * copies
     compute = compute_dtype(config.dtype)
     memory = int(1.6 * total * compute.itemsize + 0.6 * GIB)
+    healing = problems.attempt(lambda: foretold(config, model_config, count, device, compute))
+    if healing is not None and device == "cpu":
+        memory = max(memory, healing.peak + int(0.6 * GIB))
     _check_room(problems, out, disk, memory)
     problems.raise_if_any()
     notes = [note for p in planned for note in p.pruned.notes]
@@ -303,6 +310,7 @@ def preflight(config: CompressConfig, *, suffix: str | None = None) -> Plan:
         disk_bytes=disk,
         frontier=frontier,
         bandwidth=bandwidth,
+        healing=healing,
         warnings=tuple(dict.fromkeys([*source_warnings(source), *notes])),
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from clp_edge.config import CompressConfig
 from clp_edge.heal import HealResult, TuningSettings, heal
 from clp_edge.heal.blocks import tuned_blocks
+from clp_edge.pipeline import healing_memory
 from clp_edge.pipeline.preflight import Plan
 from clp_edge.pipeline.stage import Context, Stage
 from clp_edge.pipeline.stages import calibrate, search
@@ -42,17 +43,36 @@ def inputs(config: CompressConfig, plan: Plan) -> Inputs:
 def run(given: Inputs, context: Context, room: Path, progress: Progress) -> HealRecord:
     began = time.perf_counter()
     text = calibrate.calibration(context)
-    found = heal(
-        context.learner(),
-        search.segment(context),
-        text.fit.to(context.ground.device),
-        text.select.to(context.ground.device),
-        rungs=given.rungs,
-        tune_blocks=given.tune_blocks,
-        tuning=TuningSettings(steps=given.steps, rate=given.rate),
-        seed=context.ground.seed,
-        progress=progress,
-    )
+    ground, segment, body = context.ground, search.segment(context), context.learner()
+    if given.rungs != "none":
+        told = healing_memory.of_text(
+            body,
+            segment,
+            given.tune_blocks,
+            given.rungs,
+            sequences=(len(text.fit), len(text.select)),
+            length=text.length,
+            device=ground.device,
+            weights=ground.compute,
+            autocast=ground.learning.dtype,
+        )
+        context.observer.note(f"healing holds {healing_memory.words(told)} on {ground.device}")
+    try:
+        found = heal(
+            body,
+            segment,
+            text.fit.to(ground.device),
+            text.select.to(ground.device),
+            rungs=given.rungs,
+            tune_blocks=given.tune_blocks,
+            tuning=TuningSettings(steps=given.steps, rate=given.rate),
+            seed=ground.seed,
+            spent=True,
+            progress=progress,
+        )
+    finally:
+        # On the CPU it has lost weights: the stages behind this one read it anew.
+        context.let_go()
     state = {
         f"{index}.{name}": value.contiguous()
         for index, tensors in found.state.items()
