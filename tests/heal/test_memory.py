@@ -156,7 +156,7 @@ def peak_bytes(found: list[int]) -> Iterator[None]:
     """The most that torch has held while open, all of it made inside."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         yield
-    events = watched.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = watched.profiler.kineto_results.events()
     held, most = 0, 0
     memory = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     for _, size in sorted(memory):
