@@ -31,7 +31,7 @@ from clp_edge.bench.kernel_rounds import (
 )
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.kernels import dispatch
-from clp_edge.metrics import Interval, median_interval
+from clp_edge.medians import Interval, median_interval
 from clp_edge.progress import Progress, silent
 
 COPY_BYTES = 1 << 30

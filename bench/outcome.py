@@ -11,7 +11,7 @@ from clp_edge.bench.rounds import label
 from clp_edge.bench.rows import METRICS, Row
 from clp_edge.bench.statistics import CONFIDENCE, paired_speedup
 from clp_edge.errors import ClpEdgeError
-from clp_edge.metrics import median_interval
+from clp_edge.medians import median_interval
 from clp_edge.records import (
     BandwidthRecord,
     MemoryRecord,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clp_edge.metrics import Interval, median_interval
+from clp_edge.medians import Interval, median_interval
 
 CONFIDENCE = 0.95
 

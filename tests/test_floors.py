@@ -30,6 +30,7 @@ FLOORS: dict[str, tuple[int, int]] = {
     "durable": (0, 1),
     "segment": (0, 1),
     "progress": (0, 1),
+    "medians": (0, 1),
     "metrics": (0, 1),
     "waiting": (0, 1),
     "jetson": (0, 1),

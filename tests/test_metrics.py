@@ -10,10 +10,9 @@ import scipy.special
 import scipy.stats
 import torch
 
+from clp_edge.medians import Interval, median_interval
 from clp_edge.metrics import (
-    Interval,
     mean_and_standard_error,
-    median_interval,
     perplexity,
     token_kl,
     token_nll,

@@ -36,7 +36,7 @@ from clp_edge.bench.probes.power import covers, find_sources, on_nvidia
 from clp_edge.bench.probes.source import Source
 from clp_edge.bench.probes.thermal import Heat, Watch, look, throttled
 from clp_edge.jetson import jetson_model
-from clp_edge.metrics import median_interval
+from clp_edge.medians import median_interval
 from clp_edge.records import EnergyRecord, HeatRecord, MemoryRecord, SummaryRecord
 from clp_edge.runtimes import Timing
 
