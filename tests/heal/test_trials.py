@@ -1,0 +1,122 @@
+"""The trials of ideas for rungs run on tiny models, and their parts compute what they say."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from clp_edge.models.anatomy import dissect
+from clp_edge.segment import Segment
+from tests.heal.grafting import grafted, neurons_of, union
+from tests.heal.ground import Ground, intermediate, solved
+from tests.heal.trials import TRIALS, Rounded, q4_0
+from tests.tiny import random_ids, tiny_model
+
+SEGMENT = Segment(3, 4)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def ground(request: pytest.FixtureRequest) -> Ground:
+    body = dissect(tiny_model(request.param, hidden_size=64, intermediate_size=96, head_dim=16))
+    texts = [random_ids(count, 40, seed=seed) for seed, count in enumerate((24, 6, 4))]
+    return Ground.of(body, SEGMENT, *texts)
+
+
+@pytest.mark.parametrize("name", list(TRIALS))
+def test_every_trial_runs_and_compares_with_what_stands(ground: Ground, name: str) -> None:
+    arms: dict[str, dict[str, Any]] = dict(TRIALS[name](ground, 3))
+    judged = {arm: facts for arm, facts in arms.items() if "held" in facts}
+    compared = [facts for facts in judged.values() if "held less base" in facts]
+    assert len(judged) >= 2
+    assert compared
+    for facts in judged.values():
+        assert math.isfinite(facts["held"])
+        assert facts["held"] > 0.0
+        assert math.isfinite(facts["unseen"])
+
+
+def test_the_plain_chain_is_what_the_ladder_refits(ground: Ground) -> None:
+    from clp_edge.heal import heal
+
+    found = heal(ground.body, SEGMENT, ground.fit.ids, ground.held.ids, rungs="refit")
+    cut = ground.chain(SEGMENT.blocks)
+    assert float(ground.kl(cut, ground.held).mean()) == pytest.approx(found.kl_cut, rel=1e-5)
+    change = solved(ground.sums(cut, 2, 5, constant=False), 0.01, constant=False)
+    refit = found.rung("refit")
+    assert refit is not None
+    module: Any = ground.copy_of(cut, 2)
+    with torch.no_grad():
+        module.mlp.down_proj.weight.add_(change.float())
+    kl = float(ground.kl(cut.put(2, module), ground.held).mean())
+    assert kl == pytest.approx(refit.facts["by_ridge"]["0.01"], rel=1e-4)
+
+
+def test_a_bias_closes_a_gap_that_is_constant(ground: Ground) -> None:
+    cut = ground.chain(SEGMENT.blocks)
+    shift = torch.linspace(-1.0, 1.0, 64)
+    came = torch.cat([ground.run(cut.until(2), ground.fit, p) for p in ground.fit.batches()])
+    ground.fit.states[99] = came + shift
+    try:
+        sums = ground.sums(cut, 2, 99, constant=True)
+        change = solved(sums, 0.01, constant=True)
+    finally:
+        del ground.fit.states[99]
+    torch.testing.assert_close(change[:, -1].float(), shift, rtol=1e-3, atol=1e-3)
+    assert float(change[:, :-1].abs().max()) < 1e-3
+    assert sums.explained(change) > 0.9999
+
+
+def test_a_graft_is_as_wide_as_before_and_its_own_neurons_alone_are_the_refit(
+    ground: Ground,
+) -> None:
+    found = union(ground)
+    width = 96
+    chosen = found.backward(width)
+    assert len(set(chosen.tolist())) == width
+    chain, facts = grafted(ground, found, chosen)
+    module: Any = chain.changed[2]
+    assert module.mlp.down_proj.weight.shape == (64, width)
+    assert sum(facts["neurons"].values()) == width
+    assert set(facts["neurons"]) - {2}, "random blocks: some of the removed blocks' are taken"
+    alone, _ = grafted(ground, found, torch.arange(width))
+    mine, theirs = ground.kl(alone, ground.held), ground.kl(ground.plain(), ground.held)
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_choice_of_neurons_keeps_those_that_make_the_target(ground: Ground) -> None:
+    """The target is a sum of some neurons: they are found among twice as many."""
+    found = union(ground, factor=1.0)
+    planted = torch.arange(0, 192, 4)
+    weights = torch.zeros(64, 192, dtype=torch.float64)
+    weights[:, planted] = torch.randn(
+        64, len(planted), dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    found.cross, found.prior = weights @ found.gram, torch.zeros_like(weights)
+    assert set(planted.tolist()) <= set(found.backward(96).tolist())
+
+
+def test_grafted_neurons_read_through_their_own_norm(ground: Ground) -> None:
+    """The rows with the gains in them give the intermediate that the block itself makes."""
+    block: Any = ground.body.blocks[4]
+    a = torch.randn(30, 64, generator=torch.Generator().manual_seed(1))
+    neurons = neurons_of(ground.body.blocks, [2, 4])
+    with intermediate(block, "mlp.down_proj") as seen, torch.no_grad():
+        block.mlp(block.post_attention_layernorm(a))
+    torch.testing.assert_close(neurons(a)[:, 96:], seen[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_rounding_is_q4_0s_and_its_gradient_passes_straight_through() -> None:
+    weight = torch.randn(8, 96, generator=torch.Generator().manual_seed(2))
+    weight[0, :32] = 0.0
+    kind = gguf.GGMLQuantizationType.Q4_0
+    theirs = gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind)
+    np.testing.assert_allclose(q4_0(weight).numpy(), theirs, rtol=1e-6, atol=0)
+    weight.requires_grad_(True)
+    Rounded()(weight).square().sum().backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, 2.0 * q4_0(weight))
