@@ -14,8 +14,10 @@ A small model is not bound by memory alone: it fits in a cache, its types are mu
 different speeds, and every block costs barriers of the threads. `decode_bounds` therefore gives
 three ratios: of bytes, of operations, and of what lies in the blocks alone. The last is the most
 that a cut can give whatever bounds the speed, since the head and the rest of a token are not cut:
-a speed-up above the largest is a mistake, one between needs no explanation. The share of the
-bandwidth that is used is MBU = bytes per token x tokens per second / measured read bandwidth.
+a speed-up above the largest is a mistake, one between needs no explanation. A fourth, where the
+last-level cache is known and both files are larger than it: the cache holds a larger share of the
+smaller file, and what memory has to bring is what lies beyond it. The share of the bandwidth that
+is used is MBU = bytes per token x tokens per second / measured read bandwidth.
 
 >>> card = read_card(Path("model.Q4_0.gguf"))          # doctest: +SKIP
 >>> ideal_decode(card, read_card(Path("pruned.Q4_0.gguf")), depth=0)  # doctest: +SKIP
@@ -50,12 +52,17 @@ def ideal_decode(before: StaticCard, after: StaticCard, depth: float = 0.0) -> f
     return before.bytes_per_token(depth) / after.bytes_per_token(depth)
 
 
-def decode_bounds(before: StaticCard, after: StaticCard, depth: float = 0.0) -> dict[str, float]:
+def decode_bounds(
+    before: StaticCard, after: StaticCard, depth: float = 0.0, cache: int | None = None
+) -> dict[str, float]:
     """What a cut allows, by what bounds the decode speed.
 
     `bytes`: memory (`ideal_decode`). `operations`: multiplications, the head included. `blocks`:
     anything that is paid per block or inside of one (barriers, launches, slow types), where the
-    rest of a token costs nothing; the largest of the three ratios of blocks, and a hard limit.
+    rest of a token costs nothing; the largest of the three ratios of blocks, and a hard limit
+    unless the cache helps. `cache`, where both read more than `cache` bytes a token: memory, if
+    that much of either model stays in the processor's last-level cache from token to token. A
+    cache that keeps what was used last keeps less, so this is the most that it can explain.
     """
     at = round(depth)
     head = (2.0 * before.head_elements, 2.0 * after.head_elements)
@@ -65,11 +72,16 @@ def decode_bounds(before: StaticCard, after: StaticCard, depth: float = 0.0) -> 
         before.block_bytes_per_token(depth) / after.block_bytes_per_token(depth),
         (whole[0] - head[0]) / (whole[1] - head[1]),
     ]
-    return {
+    bounds = {
         "bytes": ideal_decode(before, after, depth),
         "operations": whole[0] / whole[1],
         "blocks": max(inside),
     }
+    if cache is not None:
+        beyond = [card.bytes_per_token(depth) - cache for card in (before, after)]
+        if min(beyond) > 0.0:
+            bounds["cache"] = beyond[0] / beyond[1]
+    return bounds
 
 
 def ideal_prefill(before: StaticCard, after: StaticCard, prompt: int, depth: int = 0) -> float:

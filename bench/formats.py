@@ -215,6 +215,12 @@ def beside_the_ideal(pair: SpeedupRecord) -> str | None:
     if found.median < ideal:
         return f"{start}: what is not in the blocks (the head, barriers, launches) costs more"
     if most is not None and found.low > most:
+        if found.low <= found.bounds.get("cache", 0.0):
+            return (
+                f"{start} and above what the blocks allow ({most:.2f}x): the processor's "
+                "last-level cache holds a larger share of the smaller file, which can give up to "
+                f"{found.bounds['cache']:.2f}x"
+            )
         return (
             f"{start} and above the most that the blocks allow ({most:.2f}x): a mistake, or "
             "another load on the two files; measure again"

@@ -139,9 +139,15 @@ def token_times(rounds: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], .
 
 
 def speedups(
-    rows: Sequence[Row], tests: Sequence[TestRecord], cards: Cards
+    rows: Sequence[Row],
+    tests: Sequence[TestRecord],
+    cards: Cards,
+    cache: int | None = None,
 ) -> tuple[SpeedupRecord, ...]:
-    """Every healed artifact against the dense one of the same target in the same runtime."""
+    """Every healed artifact against the dense one of the same target in the same runtime.
+
+    `cache`: bytes of the processor's last-level cache, where they are known.
+    """
     pairs = []
     done = [row for row in rows if row.alive]
     for after in (row for row in done if row.item.variant == "healed"):
@@ -152,17 +158,20 @@ def speedups(
             )
             for test in tests if same else ():
                 if len(after.of(test).timings) >= LEAST_FOR_A_PAIR:
-                    pairs.append(_pair(before, after, test, cards))
+                    pairs.append(_pair(before, after, test, cards, cache))
     return tuple(pairs)
 
 
-def _pair(before: Row, after: Row, test: TestRecord, cards: Cards) -> SpeedupRecord:
+def _pair(
+    before: Row, after: Row, test: TestRecord, cards: Cards, cache: int | None
+) -> SpeedupRecord:
     first, second = cards[before.item.name], cards[after.item.name]
     ideal: dict[str, float | None] = dict.fromkeys(SPEEDUPS)
     bounds: dict[str, float] = {}
     if first is not None and second is not None:
         depth = ceiling.mean_decode_depth(test.generate, test.depth)
-        bounds = ceiling.decode_bounds(first, second, depth)
+        on_cpu = all(row.info.backend.lower() == "cpu" for row in (before, after))
+        bounds = ceiling.decode_bounds(first, second, depth, cache if on_cpu else None)
         ideal["decode"] = bounds["bytes"]
         ideal["prefill"] = ceiling.ideal_prefill(first, second, test.prompt, test.depth)
     found = {

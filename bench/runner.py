@@ -156,7 +156,9 @@ def run_bench(
             energy=probes.describe(),
         ),
         runs=outcome.run_records(rows, tests, cards, bandwidth, probes, memory),
-        speedup=outcome.speedups(rows, tests, cards),
+        speedup=outcome.speedups(
+            rows, tests, cards, bandwidth.cache_bytes if bandwidth is not None else None
+        ),
         warnings=tuple(warnings),
         heat=heat,
         taken=taken,

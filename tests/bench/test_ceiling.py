@@ -119,6 +119,19 @@ def test_pitfall_21_a_small_model_may_gain_as_much_as_its_blocks(tmp_path):
     assert dense.block_bytes_per_token(10) == 5 * (BLOCK_BYTES + 10 * KV_BYTES_PER_POSITION)
 
 
+def test_a_cache_keeps_a_larger_share_of_the_smaller_file(tmp_path):
+    dense = read_card(write_gguf(tmp_path / "dense.gguf", 5))
+    pruned = read_card(write_gguf(tmp_path / "pruned.gguf", 4))
+    before, after = dense.bytes_per_token(20.0), pruned.bytes_per_token(20.0)
+    assert "cache" not in decode_bounds(dense, pruned, 20.0)
+    found = decode_bounds(dense, pruned, 20.0, int(after) // 2)
+    half = int(after) // 2
+    assert found["cache"] == pytest.approx((before - half) / (after - half))
+    assert found["cache"] > found["bytes"]
+    # What fits in it whole is not bound by memory at all.
+    assert "cache" not in decode_bounds(dense, pruned, 20.0, int(after) + 1)
+
+
 def test_a_cut_of_the_costliest_blocks_may_gain_more_than_their_number(tmp_path):
     dense = read_card(write_gguf(tmp_path / "a.gguf", 4, window=(8, [True, False, True, True])))
     pruned = read_card(write_gguf(tmp_path / "b.gguf", 3, window=(8, [True, True, True])))

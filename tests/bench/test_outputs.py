@@ -89,6 +89,16 @@ def test_a_speed_up_far_from_its_ideal_is_explained(record, median, low, high, s
     assert formats.beside_the_ideal(replace(pair, decode=replace(ratio, ideal=None))) is None
 
 
+@pytest.mark.parametrize(
+    ("cache", "said"), [(1.38, "last-level cache holds a larger share"), (1.30, "a mistake")]
+)
+def test_what_the_blocks_do_not_allow_the_cache_may(record, cache, said) -> None:
+    bounds = {"bytes": 1.154, "blocks": 1.25, "cache": cache}
+    ratio = RatioRecord(100.0, 140.0, 1.40, 1.35, 1.45, 1.154, bounds)
+    found = formats.beside_the_ideal(replace(record.speedup[0], decode=ratio))
+    assert said in (found or "")
+
+
 def test_lines_are_only_added_and_the_last_one_is_read(record: BenchRecord, tmp_path: Path) -> None:
     path = tmp_path / "results" / "laptop.jsonl"
     history.append(path, record)

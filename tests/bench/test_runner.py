@@ -147,7 +147,8 @@ def test_known_speeds_give_exact_speedups_and_the_contract(tmp_path):
     assert pair.decode.before < pair.decode.after
     depth = mean_decode_depth(16)
     assert pair.decode.ideal == pytest.approx(ideal_decode(dense, healed, depth))
-    assert pair.decode.bounds == decode_bounds(dense, healed, depth)
+    cache = result.settings.memory_bandwidth.cache_bytes
+    assert pair.decode.bounds == decode_bounds(dense, healed, depth, cache)
     assert pair.prefill.bounds == {}
     assert pair.prefill.ideal == pytest.approx(ideal_prefill(dense, healed, 64))
     assert pair.ttft.ideal is None

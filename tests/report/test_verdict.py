@@ -66,6 +66,9 @@ def test_pitfall_21_a_small_model_is_suspect_only_above_all_its_bounds():
     assert "more than the bytes and blocks saved explain, so measure again" in text
     text = said(decode=replace(ratio(1.14, 1.10, 1.15, 1.16), bounds=bounds))
     assert "the blocks saved" not in text
+    text = said(decode=replace(ratio(1.32, 1.30, 1.35, 1.16), bounds=bounds | {"cache": 1.33}))
+    assert "than the bytes and blocks saved explain; the processor's last-level cache can" in text
+    assert "measure again" not in text
 
 
 def test_fewer_than_six_rounds_claim_nothing():
