@@ -1,12 +1,14 @@
 """The figures of docs/LOG.md about healing, each taken by one command (minutes, not a test).
 
     python -m tests.heal.figures ladder TEXT EVAL [--preset best] [--heal endpoints]
-                                 [--tune-blocks near] [--dtype auto] [--rate R] [--sequences N]
+                                 [--tune-blocks near] [--dtype auto] [--rate R]
+                                 [--sequences N] [--steps N]
     python -m tests.heal.figures step TEXT
 
 The demo model without blocks 13-18. `ladder` heals on TEXT as `clp-edge compress --blocks 13-18
---preset P --calibration TEXT` does and judges on EVAL (sequences of 512) and on TEXT's own report
-split (32 sequences). `step` times a step on KL beside the naive one, in turns. Both print JSON.
+--preset P --calibration TEXT` does (TEXT "own": the model writes it, as without --calibration) and
+judges on EVAL (sequences of 512) and on TEXT's own report split (32 sequences). `step` times a step
+on KL beside the naive one, in turns. Both print JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +39,7 @@ from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.models.precision import choose
 from clp_edge.models.source import load_model, load_tokenizer, locate
 from clp_edge.models.surgery import remove_blocks
+from clp_edge.pipeline.stages.calibrate import OWN_TEXT_BATCH
 from clp_edge.segment import Segment
 
 SEGMENT = Segment(13, 18)
@@ -49,14 +53,36 @@ def _learner(dtype: str) -> tuple[Anatomy, Any, str]:
     return dataclasses.replace(body, autocast=learning.dtype), load_tokenizer(source), learning.name
 
 
+def _text(asked: argparse.Namespace, body: Anatomy, tokenizer: Any) -> data.Calibration:
+    work = PRESETS[asked.preset]
+    if asked.text == "own":
+        with body.precision():
+            return data.write_own_text(
+                body.model,
+                tokenizer,
+                sequences=asked.sequences or work.own_sequences,
+                length=LENGTH,
+                seed=0,
+                batch=OWN_TEXT_BATCH,
+                cache_dir=asked.kept,
+                fingerprint=f"demo {body.autocast}",
+            )
+    return data.calibrate(
+        data.read_documents(asked.text),
+        tokenizer,
+        sequences=asked.sequences or work.given_sequences,
+        length=LENGTH,
+        seed=0,
+    )
+
+
 def ladder(asked: argparse.Namespace) -> dict[str, Any]:
     """Heal, then perplexity over the dense one and KL on unseen text, in float32."""
     work = PRESETS[asked.preset]
     body, tokenizer, learning = _learner(asked.dtype)
-    sequences = asked.sequences or work.given_sequences
-    text = data.calibrate(
-        data.read_documents(asked.text), tokenizer, sequences=sequences, length=LENGTH, seed=0
-    )
+    began = time.perf_counter()
+    text = _text(asked, body, tokenizer)
+    print(f"text: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     began = time.perf_counter()
     said = [began]
 
@@ -72,7 +98,9 @@ def ladder(asked: argparse.Namespace) -> dict[str, Any]:
         text.select,
         rungs=asked.heal,
         tune_blocks=asked.tune_blocks,
-        tuning=TuningSettings(steps=work.tuning_steps, rate=asked.rate or work.tuning_rate),
+        tuning=TuningSettings(
+            steps=asked.steps or work.tuning_steps, rate=asked.rate or work.tuning_rate
+        ),
         progress=speak,
     )
     seconds = time.perf_counter() - began
@@ -179,6 +207,8 @@ def main() -> None:
             verb.add_argument("--rate", type=float)
             verb.add_argument("--sequences", type=int)
             verb.add_argument("--eval-sequences", type=int, default=32)
+            verb.add_argument("--steps", type=int, help="on KL; three times as many local ones")
+            verb.add_argument("--kept", type=Path, help="a folder in which own text is kept")
         else:
             verb.add_argument("--turns", type=int, default=7)
     asked = parser.parse_args()
