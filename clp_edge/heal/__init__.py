@@ -28,6 +28,7 @@ from clp_edge.heal.endpoints import ENDPOINTS
 from clp_edge.heal.ladder import climb, rungs_up_to
 from clp_edge.heal.local import LOCAL
 from clp_edge.heal.memory import BATCH, away_from, parked
+from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.heal.refit import REFIT
 from clp_edge.heal.rung import Job, Mended, Rung, TuningSettings
 from clp_edge.heal.tail import State, Tail
@@ -41,7 +42,7 @@ from clp_edge.segment import Segment
 HELD_SEQUENCES = 32
 """of the held-back text that rungs are judged on, spread evenly: a check costs as much as steps"""
 
-__all__ = ["HealResult", "Job", "Mended", "Rung", "TuningSettings", "heal"]
+__all__ = ["HealResult", "Job", "Mended", "Ranks", "Rung", "TuningSettings", "heal"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def heal(
     batch: int = BATCH,
     seed: int = 0,
     spent: bool = False,
+    ranks: Ranks = SINGLE,
     progress: Progress = silent,
 ) -> HealResult:
     """Mend the removal of `segment`; the dense model itself is not changed.
@@ -156,7 +158,8 @@ def heal(
         back to choose by (an even choice of HELD_SEQUENCES); rungs, the last of RUNGS to climb, or
         "none"; tune_blocks, which blocks tuning trains, see heal/blocks.py; spent, whether the
         model is not needed again: on the CPU it loses the weights of those blocks then, for good.
-        A body with `autocast` heals under it.
+        A body with `autocast` heals under it. ranks, this process among those that call this with
+        the same arguments and share the steps; each gets the same result (heal/ranks.py).
     Raises: UsageError for an unknown rung, ClpEdgeError where there is no text.
     """
     if len(fit) == 0 or len(select) == 0:
@@ -179,7 +182,7 @@ def heal(
         progress=progress,
         note="held-back text",
     )
-    kl_cut = tail_kl(held, tail, batch=batch)
+    kl_cut = tail_kl(held, tail, batch=batch, ranks=ranks)
     if not math.isfinite(kl_cut):
         raise ClpEdgeError(
             "the cut model's logits are not finite on the held-back text", "give --dtype float32"
@@ -207,7 +210,7 @@ def heal(
         )
         collected = time.perf_counter() - began
         settings = tuning or TuningSettings()
-        job = Job(tail, learnt, held, kl_cut, settings, seed, batch, watching)
+        job = Job(tail, learnt, held, kl_cut, settings, seed, batch, watching, ranks=ranks)
         with parked(tail, learnt.reach, away_from(tail.device, spent=spent)):
             records, thrown = climb(climbed, job, progress)
         notes += thrown

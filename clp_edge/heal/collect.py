@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clp_edge.heal.fast_head import fast_teacher, is_fast
+from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.heal.tail import Tail
 from clp_edge.kernels.head_kl import Teacher, head_kl, teacher, token_rows
 from clp_edge.models.anatomy import Anatomy
@@ -157,14 +158,23 @@ def collect_tail(
 
 @torch.no_grad()
 def tail_kl(
-    inputs: TailInputs, tail: Tail, *, batch: int = 4, sequences: Sequence[int] | None = None
+    inputs: TailInputs,
+    tail: Tail,
+    *,
+    batch: int = 4,
+    sequences: Sequence[int] | None = None,
+    ranks: Ranks = SINGLE,
 ) -> float:
-    """Mean KL(dense || tail) in nats over these sequences (all by default)."""
+    """Mean KL(dense || tail) in nats over these sequences (all by default).
+
+    Args: ranks, the processes that share them out among themselves; each gets the mean of all.
+    """
     picks = torch.arange(len(inputs.ids)) if sequences is None else torch.tensor(list(sequences))
     dense = Teachers(tail, inputs)
-    values = []
-    for pick in picks.split(batch):
+    values = [torch.empty(0, device=inputs.entry.device)]
+    mine = ranks.share(picks)
+    for pick in mine.split(batch) if len(mine) else ():
         _, arguments = tail.body.prepare(inputs.ids[pick])
         final = tail(inputs.entry[pick], arguments)
         values.append(head_kl(tail.body.head, dense.of(pick), final.flatten(0, 1)))
-    return float(torch.cat(values).mean())
+    return ranks.mean(torch.cat(values))

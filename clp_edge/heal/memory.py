@@ -9,7 +9,7 @@ is not needed again, for good (the meta device holds shapes and no storage).
 
 >>> found = predict(llama_8b, Segment(13, 18), (12, 19, 20, 21), on_cuda)    # doctest: +SKIP
 >>> round(found.collecting / 2**30, 1), round(found.tuning / 2**30, 1)    # doctest: +SKIP
-(21.0, 23.6)
+(21.0, 20.3)
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ def predict(body: Anatomy, segment: Segment, tuned: Sequence[int], work: Work) -
     elif not work.spent:
         kept = sum(blocks)
     stays = size * (kept + head + (embedding if on_cpu and not shared else 0)) + light
-    # Two moments, in the last third the mean; on the CPU the two states to go back to.
-    training = copies + 3 * trained + (2 * copies if on_cpu else 0)
+    # Two moments; in host memory, in the last third the mean, and the two states to go back to.
+    training = copies + 2 * trained + (trained + 2 * copies if on_cpu else 0)
     # A step's gradients come while what the forward left for them goes; held-back text is run
     # beside the gradients, one block's weights cast at a time.
     half = 2 * max(blocks) if work.autocast is not None or size == 2 else 0

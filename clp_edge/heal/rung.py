@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from clp_edge.heal.collect import TailInputs, tail_kl
+from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.heal.tail import Tail
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress
@@ -76,10 +77,15 @@ class Job:
     """by rung, what `Rung.watch` returned, fed with the whole of `fit`"""
     kept: tuple[str, ...] = ()
     """the rungs before this one that stayed"""
+    ranks: Ranks = SINGLE
+    """the processes that do this very job together; each sees all of `fit` and `held`"""
 
     def held_kl(self) -> float:
-        """Held-back KL of the tail as it is now, nats per token; may be NaN."""
-        return tail_kl(self.held, self.tail, batch=self.batch)
+        """Held-back KL of the tail as it is now, nats per token; may be NaN.
+
+        All processes ask together, and get the same number.
+        """
+        return tail_kl(self.held, self.tail, batch=self.batch, ranks=self.ranks)
 
 
 @dataclass(frozen=True)

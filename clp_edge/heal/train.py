@@ -9,6 +9,9 @@ relative units.
 
 KL on held-back text, measured on the way, stops the training once it has not fallen in two checks,
 and decides which state stays: one that was checked, or the mean of the last third's weights.
+
+Several processes (heal/ranks.py) each take their part of a step's sequences and add up the
+gradients before they are clipped.
 """
 
 from __future__ import annotations
@@ -73,12 +76,13 @@ def train(
     job: Job, loss: Loss, *, steps: int, rate: float, seed: int, progress: Progress, noun: str
 ) -> Trained:
     """Train `job.tail.tuned` in place for at most `steps` steps, see the module."""
-    settings, tail, inputs = job.settings, job.tail, job.fit
+    settings, tail, inputs, ranks = job.settings, job.tail, job.fit, job.ranks
     batch = max(1, min(settings.tokens // inputs.tokens, len(inputs.ids)))
     part = max(1, settings.at_once // inputs.tokens)
     # Beyond an epoch and a half it learns the text by heart: held-back KL rises (docs/LOG.md).
     steps = max(1, min(steps, int(settings.epochs * len(inputs.ids) / batch)))
     modules = [tail.trained[index] for index in tail.tuned]
+    ranks.level(p for module in modules for p in module.parameters())
     sizes = {p: size for module in modules for p, size in relative_sizes(module).items()}
     parameters = list(sizes)
     for parameter in parameters:
@@ -93,6 +97,7 @@ def train(
     scaler = torch.amp.GradScaler(
         inputs.entry.device.type, init_scale=1024.0, enabled=inputs.entry.dtype == torch.float16
     )
+    scaler.scale(torch.zeros((), device=inputs.entry.device))  # set up also where no loss comes
     order = _endless(len(inputs.ids), batch, torch.Generator().manual_seed(seed))
     every = max(1, math.ceil(steps / settings.checks))
     points = [TuningPoint(0, job.kl)]
@@ -105,10 +110,12 @@ def train(
             group["lr"] = peak * schedule(step, steps, min(settings.warmup, steps // 4))
         optimizer.zero_grad()
         pick = next(order)
-        for some in pick.split(part):
+        mine = ranks.share(pick)
+        for some in mine.split(part) if len(mine) else ():
             with torch.enable_grad():
                 share = loss(some) * (len(some) / len(pick))
             scaler.scale(share).backward()
+        ranks.add_gradients(parameters)
         scaler.unscale_(optimizer)
         _clip(sizes, settings.clip)
         scaler.step(optimizer)  # leaves out a step whose gradients overflowed
@@ -157,7 +164,7 @@ def _clip(sizes: dict[nn.Parameter, float], limit: float) -> None:
 
 
 class _Mean:
-    """The running mean of the weights."""
+    """The running mean of the weights, in host memory: a GPU has none to spare for it."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
@@ -168,10 +175,10 @@ class _Mean:
     def add(self) -> None:
         self.count += 1
         if not self.sums:
-            self.sums = [p.detach().clone() for p in self.parameters]
+            self.sums = [p.detach().to("cpu", copy=True) for p in self.parameters]
             return
         for held, parameter in zip(self.sums, self.parameters, strict=True):
-            held.add_(parameter.detach() - held, alpha=1.0 / self.count)
+            held.add_(parameter.detach().cpu() - held, alpha=1.0 / self.count)
 
     @torch.no_grad()
     def load(self) -> None:
