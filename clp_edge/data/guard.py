@@ -27,20 +27,45 @@ BOUNDARY = "\0"  # between texts: no run crosses it
 
 def leaked(sequences: Sequence[str], calibration: Sequence[str]) -> list[bool]:
     """Whether each sequence shares a 200-character run, or over 2 % of its shingles."""
-    if not sequences:
-        return []
     known = BOUNDARY.join(calibration)
     joined = BOUNDARY.join(sequences)
-    lengths = np.array([len(text) for text in sequences], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths[:-1] + 1)])
-    shingles = _shared(joined, known, SHINGLE)
-    runs = _shared(joined, known, RUN)
-    result = []
-    for start, length in zip(starts, lengths, strict=True):
-        own_runs = runs[start : start + max(0, length - RUN + 1)]
-        own = shingles[start : start + max(0, length - SHINGLE + 1)]
+    return _judged(sequences, *(_shared(joined, known, width) for width in (RUN, SHINGLE)))
+
+
+def repeated(texts: Sequence[str]) -> list[bool]:
+    """Whether each text shares as much with any of the others: `leaked` of it against them."""
+    joined = BOUNDARY.join(texts)
+    owners = np.repeat(np.arange(len(texts)), [len(text) + 1 for text in texts])
+    return _judged(texts, *(_owned_by_several(joined, owners, width) for width in (RUN, SHINGLE)))
+
+
+def _judged(texts: Sequence[str], runs: np.ndarray, shingles: np.ndarray) -> list[bool]:
+    """The rule for each text, from whether the window at each offset of all of them is shared."""
+    result, start = [], 0
+    for text in texts:
+        own_runs = runs[start : start + max(0, len(text) - RUN + 1)]
+        own = shingles[start : start + max(0, len(text) - SHINGLE + 1)]
         result.append(bool(own_runs.any() or (own.size and own.mean() > SHARE)))
+        start += len(text) + len(BOUNDARY)
     return result
+
+
+def _owned_by_several(text: str, owners: np.ndarray, width: int) -> np.ndarray:
+    """For each offset of `text`: does its window occur in what another owner has too?
+
+    A window across a boundary is as good as any here: `_judged` looks at none of them, and no
+    window within a text is like one.
+    """
+    windows = _window_hashes(text, width)
+    if windows.size == 0:
+        return np.zeros(0, dtype=bool)
+    order = np.argsort(windows)
+    ordered, whose = windows[order], owners[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    several = np.minimum.reduceat(whose, starts) != np.maximum.reduceat(whose, starts)
+    shared = np.empty(windows.size, dtype=bool)
+    shared[order] = np.repeat(several, np.diff(np.append(starts, windows.size)))
+    return shared
 
 
 def _shared(text: str, known: str, width: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from clp_edge.durable import whole_file
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.progress import Progress, silent
 
-VERSION = 2  # goes into the cache's key: raise it when the way of writing changes
+VERSION = 3  # goes into the cache's key: raise it when the way of writing changes
 UNUSED = re.compile(r"^[<\[]\|?(unused|reserved|pad|extra_id|dummy|placeholder)", re.I)
 REPLACEMENT = "\ufffd"  # what half a character decodes to
 
@@ -49,9 +49,12 @@ def write_own_text(
 ) -> Calibration:
     """Let the model write `sequences` sequences of `length` tokens; each is a document of its own.
 
-    The result depends on the model, seed, sizes, batch and temperature. With a `cache_dir` and the
-    model's `fingerprint` it is kept there and read back. Raises UsageError for sizes that cannot
-    be, ClpEdgeError where the model's logits are not finite.
+    The result depends on the model, seed, sizes, batch, temperature and on what is computed in: the
+    weights' type, the kind of device and the autocast around the call, under which it is written
+    (bfloat16 where the CPU has such products, see `models/precision.py`; the draw is float32).
+    With a `cache_dir` and the model's `fingerprint` it is kept there under all of these and read
+    back. Raises UsageError for sizes that cannot be, ClpEdgeError where the model's logits are not
+    finite or nearly all that it writes is alike.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if sequences < 3 or length < 4 or batch < 1 or temperature <= 0:
@@ -67,7 +70,8 @@ def write_own_text(
         )
     path = key = None
     if cache_dir is not None and fingerprint is not None:
-        parts = (VERSION, fingerprint, sequences, length, seed, batch, temperature)
+        computed = _computed_in(model)
+        parts = (VERSION, fingerprint, computed, sequences, length, seed, batch, temperature)
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         path = Path(cache_dir) / f"own-text-{key[:16]}.safetensors"
     ids = None if path is None else _read_cache(path, str(key), (sequences, length))
@@ -99,6 +103,15 @@ def banned_ids(tokenizer: Any, vocabulary: int) -> Tensor:
         if index in special or token is None or UNUSED.match(str(token)):
             banned[index] = True
     return banned
+
+
+def _computed_in(model: Any) -> tuple[str, ...]:
+    """Device, type of the weights, and autocast if any: other roundings write another text."""
+    device = torch.device(model.device).type
+    told = (device, str(model.get_input_embeddings().weight.dtype))
+    if not torch.is_autocast_enabled(device):
+        return told
+    return (*told, str(torch.get_autocast_dtype(device)))
 
 
 @torch.no_grad()

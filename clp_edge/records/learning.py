@@ -20,6 +20,10 @@ class CalibrationRecord:
     report_texts: tuple[str, ...]
     report_sequences: tuple[str, ...]
     """the text behind each row of the report part"""
+    copies_dropped: int = 0
+    """documents that were exact copies of earlier ones"""
+    repeats_not_held_back: int = 0
+    """documents that share long passages with others, so they are only fitted on"""
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,10 @@ def test_pitfall_5_calibration_sequences_follow_the_bos_rule():
 
 
 def test_one_long_file_is_enough(tmp_path):
-    (tmp_path / "one.txt").write_text("the model reads the text and goes on \n" * 300)
+    lines = [f"line {i * i} is read by the model, which goes on to the next\n" for i in range(300)]
+    (tmp_path / "one.txt").write_text("".join(lines))
     documents = read_documents(str(tmp_path / "one.txt"))
-    assert len(documents.texts) < 5
+    assert len(documents.texts) < 9
     calibration = calibrate(documents, byte_level_tokenizer(), sequences=20, length=64, seed=0)
     assert calibration.sequences == 20
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache
@@ -125,6 +127,34 @@ def test_the_cache_is_used_and_keyed(model, tokenizer, tmp_path):
     assert calls
     assert torch.equal(first.fit, repaired.fit)
     assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_what_is_computed_in_is_part_of_the_key(model, tokenizer, tmp_path):
+    """Text of one precision is never taken for that of another: their roundings differ."""
+    arguments = {
+        "sequences": 6,
+        "length": 8,
+        "seed": 0,
+        "cache_dir": tmp_path / "cache",
+        "fingerprint": "model-a",
+    }
+
+    def kept() -> int:
+        return len(list((tmp_path / "cache").iterdir()))
+
+    exact = write_own_text(model, tokenizer, **arguments)
+    assert kept() == 1
+    for _ in range(2):  # the second time from the cache
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fast = write_own_text(model, tokenizer, **arguments)
+        assert kept() == 2
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    write_own_text(half, tokenizer, **arguments)
+    assert kept() == 3
+    assert torch.equal(write_own_text(model, tokenizer, **arguments).fit, exact.fit)
+    assert kept() == 3
+    # the first tokens are drawn, not computed
+    assert torch.equal(fast.fit[:, 0], exact.fit[:, 0])
 
 
 def _oldest(tmp_path) -> int:

@@ -47,7 +47,6 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Cali
             seed=ground.seed,
         )
     else:
-        kind = ground.learning.dtype
         with context.learner().precision():
             found = data.write_own_text(
                 context.model(),
@@ -58,10 +57,11 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Cali
                 batch=OWN_TEXT_BATCH,
                 progress=progress,
                 cache_dir=cache_folder(),
-                # other roundings write another text
-                fingerprint=ground.fingerprint if kind is None else f"{ground.fingerprint} {kind}",
+                fingerprint=ground.fingerprint,
             )
     progress(1, 1, f"{found.sequences} sequences of {given.length} tokens")
+    if said := str(found.repeats):
+        context.observer.note(said)
     parts = {"fit": found.fit, "select": found.select, "report": found.report}
     save_file(parts, str(room / TENSORS))
     return CalibrationRecord(
@@ -72,6 +72,8 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Cali
         select_texts=found.select_texts,
         report_texts=found.report_texts,
         report_sequences=found.report_sequences,
+        copies_dropped=found.repeats.copies,
+        repeats_not_held_back=found.repeats.near,
     )
 
 
