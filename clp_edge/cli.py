@@ -27,6 +27,7 @@ from clp_edge.commands import (
     targets,
 )
 from clp_edge.commands.frame import opened
+from clp_edge.commands.processes import refuse_several
 
 app = typer.Typer(
     name="clp-edge",
@@ -68,12 +69,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    pass
+    with opened():
+        refuse_several(context.invoked_subcommand)
 
 
 def main() -> None:

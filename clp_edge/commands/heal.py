@@ -9,6 +9,7 @@ import typer
 
 from clp_edge.commands import options
 from clp_edge.commands.frame import command_line, import_torch, opened
+from clp_edge.commands.processes import threads_each, together
 from clp_edge.config import CompressConfig
 from clp_edge.progress import Interruptible
 from clp_edge.registry import RUNGS
@@ -51,10 +52,19 @@ def run(
     """Mend a cut by tuning the blocks beside it, also one that was made by hand.
 
     OUT/hf is the healed folder. A folder that clp-edge did not cut needs --teacher.
+    Several processes that torchrun has started share the steps.
 
     Example: clp-edge heal ./cut --teacher ./my-model --calibration my-texts/ --out healed
     """
-    with opened(json=json_output, quiet=quiet, debug=debug) as ui:
+    with (
+        opened(json=json_output, quiet=quiet, debug=debug) as ui,
+        together(device) as ranks,
+    ):
+        if ranks is not None and not ranks.first:
+            from clp_edge.pipeline.shared_healing import heal_along
+
+            heal_along(ranks)
+            return
         asked = CompressConfig.of(
             targets=(),
             preset=preset.value,
@@ -66,18 +76,21 @@ def run(
             force=force,
             resume=resume,
             seed=seed,
-            threads=threads,
+            threads=threads_each() if threads is None and ranks is not None else threads,
             device=device,
             dtype=dtype,
             command=command_line(),
         )
         ui.note("comparing the folder with the model it was cut from")
         import_torch()
+        from clp_edge.heal.ranks import SINGLE
         from clp_edge.pipeline import verbs
         from clp_edge.records import to_plain
 
         with Interruptible(ui) as observer:
-            done = verbs.heal(asked, folder, teacher=teacher, observer=observer)
+            done = verbs.heal(
+                asked, folder, teacher=teacher, observer=observer, ranks=ranks or SINGLE
+            )
         if json_output:
             ui.print_json(to_plain(done.document))
             return

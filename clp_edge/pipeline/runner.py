@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 import clp_edge
+from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.kernels.dispatch import describe
 from clp_edge.pipeline.folder import OutputFolder
 from clp_edge.pipeline.memory import PeakMemory
@@ -55,6 +56,7 @@ class Runner:
         observer: Observer,
         *,
         ground: Ground | None = None,
+        ranks: Ranks = SINGLE,
     ) -> None:
         """Open the folder; nothing is written yet.
 
@@ -83,7 +85,7 @@ class Runner:
             force=config.force,
             resume=config.resume,
         )
-        self.context = Context(ground, self.folder, observer)
+        self.context = Context(ground, self.folder, observer, ranks)
         self.ledger = Ledger()
 
     def go(self, ending: Ending[T]) -> tuple[T, bool]:

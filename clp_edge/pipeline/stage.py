@@ -22,6 +22,7 @@ import torch
 
 import clp_edge
 from clp_edge.config import CompressConfig, digest
+from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.models.precision import NO_AUTOCAST, Learning
 from clp_edge.models.precision import choose as choose_learning
@@ -150,10 +151,14 @@ class Context:
     The model is loaded when a stage needs it, and let go.
     """
 
-    def __init__(self, ground: Ground, folder: OutputFolder, observer: Observer) -> None:
+    def __init__(
+        self, ground: Ground, folder: OutputFolder, observer: Observer, ranks: Ranks = SINGLE
+    ) -> None:
         self.ground = ground
         self.folder = folder
         self.observer = observer
+        self.ranks = ranks
+        """this process, the first, among those that heal along (pipeline/shared_healing.py)"""
         self.running: Stage[Any, Any] | None = None
         """the stage at work, which may read what it declared; None: the frame, which may read all
         """

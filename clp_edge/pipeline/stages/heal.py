@@ -6,14 +6,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clp_edge.config import CompressConfig
-from clp_edge.heal import HealResult, TuningSettings, heal
+from clp_edge.heal import HealResult, TuningSettings
 from clp_edge.heal.blocks import tuned_blocks
 from clp_edge.pipeline import healing_memory
 from clp_edge.pipeline.preflight import Plan
+from clp_edge.pipeline.shared_healing import Task
 from clp_edge.pipeline.stage import Context, Stage
 from clp_edge.pipeline.stages import calibrate, search
 from clp_edge.progress import Progress
@@ -44,6 +46,7 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Heal
     began = time.perf_counter()
     text = calibrate.calibration(context)
     ground, segment, body = context.ground, search.segment(context), context.learner()
+    ranks = context.ranks
     if given.rungs != "none":
         told = healing_memory.of_text(
             body,
@@ -58,18 +61,24 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Heal
         )
         context.observer.note(f"healing holds {healing_memory.words(told)} on {ground.device}")
     try:
-        found = heal(
-            body,
+        task = Task(
+            ground.source,
+            ground.device,
+            ground.compute,
             segment,
-            text.fit.to(ground.device),
-            text.select.to(ground.device),
+            text.fit,
+            text.select,
+            autocast=ground.learning.dtype,
             rungs=given.rungs,
             tune_blocks=given.tune_blocks,
             tuning=TuningSettings(steps=given.steps, rate=given.rate),
             seed=ground.seed,
-            spent=True,
-            progress=progress,
+            threads=torch.get_num_threads(),
         )
+        if not ranks.alone:
+            context.observer.note(f"{ranks.count} processes heal together")
+            ranks.told(task)
+        found = task.heal(body, ranks, progress)
     finally:
         # On the CPU it has lost weights: the stages behind this one read it anew.
         context.let_go()

@@ -8,6 +8,7 @@ from pathlib import Path
 import clp_edge
 from clp_edge.config import BenchConfig, CompressConfig, CutConfig
 from clp_edge.errors import UsageError
+from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.models.removed import removed_segment
 from clp_edge.models.source import locate
 from clp_edge.pipeline import provenance
@@ -31,11 +32,13 @@ def heal(
     *,
     teacher: str | None = None,
     observer: Observer | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Done[CutDocument]:
     """Mend the cut of `folder`; OUT defaults to ./NAME-healed.
 
     Args: config as for `compress` (its model is not looked at); teacher, the dense model, by
-        default the one that the folder's provenance names.
+        default the one that the folder's provenance names; ranks, this process, the first, among
+        those that heal along: they wait in `shared_healing.heal_along`.
     Raises UsageError where the two do not belong together, or the cut is not unique.
     """
     folder = hf_folder_of(folder)
@@ -59,7 +62,7 @@ def heal(
         bench=BenchConfig(wanted=False),
     )
     plan = preflight(config, suffix="healed")
-    runner = Runner(STAGES, config, plan, observer or Quiet())
+    runner = Runner(STAGES, config, plan, observer or Quiet(), ranks=ranks)
 
     def make(context: Context, ledger: Ledger) -> CutDocument:
         said = provenance.read(context.out / HF_FOLDER)
@@ -75,4 +78,5 @@ def heal(
         )
 
     made, reused = runner.go(document(NAME, CutDocument, make))
+    ranks.told(None)  # the others may go
     return Done(made, plan.out, reused)
