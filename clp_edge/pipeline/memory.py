@@ -2,10 +2,14 @@
 
 Linux keeps a high-water mark per process and resets it on request (writing 5 to
 /proc/self/clear_refs). Where that cannot be done the peak is not measured: None, not a guess.
+
+What earlier stages freed may still be held by the C library: it is handed back first, so that it
+neither counts for this stage nor takes room from it.
 """
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from types import TracebackType
 
@@ -14,12 +18,22 @@ from clp_edge.runtimes.memory import peak_rss_mib
 _RESET = Path("/proc/self/clear_refs")
 
 
+def hand_back() -> None:
+    """Hand freed memory back to the system, where the C library is one that can (glibc)."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return
+    trim(0)
+
+
 class PeakMemory:
     """A context: `peak_mib` is the largest resident set while it was open, or None."""
 
     peak_mib: float | None = None
 
     def __enter__(self) -> PeakMemory:
+        hand_back()
         try:
             _RESET.write_text("5")
             self._reset = True

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError, UsageError
+from clp_edge.metrics import mean_and_standard_error
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.registry import METHODS
@@ -24,11 +26,14 @@ from clp_edge.search.cost import Size, cost_of
 from clp_edge.search.method import Method, Problem, Proposal, Trace
 from clp_edge.search.pairs import Pair, best_pair
 from clp_edge.search.states import collect_states
-from clp_edge.search.windows import Stability, WindowScore, stability
+from clp_edge.search.windows import Stability, WindowScore, stability, surely_better
 from clp_edge.segment import Segment, check_count
 
 HEALED_WINDOWS = 5
 """Of the windows judged, so many are refitted: the best by raw KL."""
+ERRORS = 1.0
+"""Paired standard errors by which a window must beat the raw choice after the refits, to go in its
+place."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class SearchResult:
     reason: str
     """why this method was used"""
     criterion: Literal["raw", "healed"]
-    """what the choice was made by"""
+    """what the choice was made by; healed: the raw choice stays unless another window is surely
+    better after the refits (ERRORS)"""
     segment: Segment
     kl_raw: float
     kl_healed: float | None
@@ -53,7 +59,7 @@ class SearchResult:
     raw_choice: Segment
     """what raw KL alone would have chosen"""
     notes: tuple[str, ...]
-    """why a criterion could not be used, as far as it could not"""
+    """why a criterion could not be used, as far as it could not, or did not change the choice"""
     regret: float
     """of the method's own choice before the judge, among the windows judged, in the criterion"""
     stability: Stability
@@ -146,11 +152,14 @@ def search(
     notes: tuple[str, ...] = ()
     if fit is not None and len(fit):
         final, notes, healing = _after_refit(problem, scores, fit, progress)
-    best = min(final, key=lambda score: score.kl)
+    least = min(final, key=lambda score: score.kl)
+    healed = final is not scores
+    best = surely_better(final, raw.segment, errors=ERRORS) if healed else least
+    if best.segment == raw.segment != least.segment:
+        notes = (*notes, _tie(least, best))
     own = next((s.kl for s in final if s.segment == scores[0].segment), None)
     if own is None or not proposal.ranked:
-        own = best.kl
-    healed = final is not scores
+        own = least.kl
     two = best_pair(problem, raw, progress=progress) if pair else None
     return SearchResult(
         method=name,
@@ -164,8 +173,8 @@ def search(
         healed=tuple(sorted(final, key=lambda score: score.segment)) if healed else (),
         raw_choice=raw.segment,
         notes=notes,
-        regret=own / best.kl - 1.0 if best.kl > 0 else 0.0,
-        stability=stability(final, seed=seed),
+        regret=own / least.kl - 1.0 if least.kl > 0 else 0.0,
+        stability=stability(final, chosen=best.segment, seed=seed),
         trace=proposal.trace,
         forward_equivalents=1.0
         + proposal.spent
@@ -202,6 +211,15 @@ def _after_refit(
         after = found.scores.get(score.segment)
         final.append(after if after is not None and after.kl < score.kl else score)
     return final, notes, found.spent
+
+
+def _tie(least: WindowScore, kept: WindowScore) -> str:
+    gap, error = mean_and_standard_error(np.array(kept.by_sequence) - np.array(least.by_sequence))
+    within = f"{ERRORS:g} x {error:.3f}" if math.isfinite(error) else "an error that is not known"
+    return (
+        f"blocks {least.segment} leave {gap:.3f} nats less than {kept.segment} after the refit, "
+        f"within {within}: a tie, so the choice by raw KL stays"
+    )
 
 
 def _check(name: str, problem: Problem, proposal: Proposal) -> None:

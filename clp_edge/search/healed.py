@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -30,6 +30,7 @@ from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.search.gated import free_bytes
 from clp_edge.search.method import Problem
+from clp_edge.search.states import head_chunk
 from clp_edge.search.windows import WindowScore
 from clp_edge.segment import Segment
 
@@ -145,7 +146,10 @@ def _judged(
 ) -> tuple[WindowScore | None, float]:
     """The refitted window on every sequence, and in how many passes of its tail."""
     body, states = problem.body, problem.states
-    tail = Tail(body, segment)
+    # Of the blocks that do not change a tail keeps copies in the autocast's type, which only a
+    # training's many passes pay for: the same numbers come without them.
+    tail = Tail(replace(body, autocast=None), segment)
+    tail.body = body
     begin = max(segment.first - 1, 0)
 
     def inputs(first: int, last: int) -> TailInputs:
@@ -175,7 +179,9 @@ def _judged(
         part = inputs(start, min(start + problem.judge.batch, states.sequences))
         _, arguments = body.prepare(part.ids)
         assert part.dense is not None  # the search's text has its teacher
-        kl = head_kl(body.head, part.dense, tail(part.entry, arguments).flatten(0, 1))
+        head = body.head
+        final = tail(part.entry, arguments).flatten(0, 1)
+        kl = head_kl(head, part.dense, final, chunk=head_chunk(head))
         by_sequence.extend(kl.view(len(part.ids), -1).mean(dim=1).tolist())
     score = WindowScore.of(segment, by_sequence)
     return (score if math.isfinite(score.kl) else None), passes + 1.0

@@ -16,7 +16,7 @@ import torch
 from clp_edge.kernels.head_kl import head_kl
 from clp_edge.metrics import mean_and_standard_error
 from clp_edge.models.anatomy import Anatomy
-from clp_edge.search.states import BlockStates
+from clp_edge.search.states import BlockStates, head_chunk
 from clp_edge.segment import Segment
 
 
@@ -55,7 +55,8 @@ def window_kl(
     left = [i for i in range(segment.last + 1, len(body)) if gone is None or i not in gone.blocks]
     hidden = body.run_blocks(left, hidden, arguments)
     dense = states.dense.select(states.rows(first, last))
-    kl = head_kl(body.head, dense, body.normed(hidden).flatten(0, 1))
+    final = body.normed(hidden).flatten(0, 1)
+    kl = head_kl(body.head, dense, final, chunk=head_chunk(body.head))
     values: list[float] = kl.view(last - first, -1).mean(dim=1).tolist()
     return values
 
@@ -84,10 +85,37 @@ class Stability:
         return self.gap <= self.gap_se
 
 
-def stability(scores: Sequence[WindowScore], *, resamples: int = 2_000, seed: int = 0) -> Stability:
-    """Resample the sequences and see which window wins."""
+def surely_better(scores: Sequence[WindowScore], than: Segment, *, errors: float) -> WindowScore:
+    """The least KL among the windows that beat `than` by more than so many paired standard errors.
+
+    Returns: the score of `than` itself, which is one of `scores`, where none does: a tie is no
+    reason to leave it, and of one sequence no error is known.
+    """
+    known = {score.segment: np.array(score.by_sequence) for score in scores}
+    best = next(score for score in scores if score.segment == than)
+    for score in scores:
+        gain, error = mean_and_standard_error(known[than] - known[score.segment])
+        if gain > errors * error and score.kl < best.kl:
+            best = score
+    return best
+
+
+def stability(
+    scores: Sequence[WindowScore],
+    *,
+    chosen: Segment | None = None,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> Stability:
+    """Resample the sequences and see which window wins.
+
+    Args: chosen, the window that is spoken of where it is not the one of least KL; the gap to the
+        best of the others is then below 0.
+    """
     matrix = np.array([score.by_sequence for score in scores])
-    order = np.argsort(matrix.mean(axis=1), kind="stable")
+    order = list(np.argsort(matrix.mean(axis=1), kind="stable"))
+    if chosen is not None:
+        order.sort(key=lambda row: scores[row].segment != chosen)
     best = int(order[0])
     gap, gap_se = float("nan"), float("nan")
     if len(order) > 1:

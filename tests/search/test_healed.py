@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from clp_edge.heal import heal
 from clp_edge.heal.refit import REFIT
+from clp_edge.heal.tail import Tail
 from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.models.families import FAMILIES
+from clp_edge.search import driver, search, window_starts
 from clp_edge.search import healed as healed_module
-from clp_edge.search import search, window_starts
 from clp_edge.search.cost import cost_of
 from clp_edge.search.healed import healed_scores
 from clp_edge.search.method import Problem
@@ -60,6 +63,25 @@ def test_windows_in_groups_are_the_same_and_pay_for_their_passes() -> None:
         assert apart.scores[window].kl == pytest.approx(together.scores[window].kl, rel=1e-5)
 
 
+def test_without_copies_of_the_frozen_blocks_the_numbers_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = replace(dissect(tiny_model("llama")), autocast=torch.bfloat16)
+    problem, windows = problem_of(body), [Segment(2, 3), Segment(4, 5)]
+    made: list[Tail] = []
+
+    def without_copies(given: Anatomy, segment: Segment) -> Tail:
+        made.append(Tail(given, segment))
+        return made[-1]
+
+    monkeypatch.setattr(healed_module, "Tail", without_copies)
+    found = healed_scores(problem, windows, text(1, FIT))
+    assert [tail.frozen for tail in made] == [{}, {}]
+    assert all(tail.body.autocast == torch.bfloat16 for tail in made)
+    monkeypatch.setattr(healed_module, "Tail", lambda _given, segment: Tail(body, segment))
+    assert healed_scores(problem, windows, text(1, FIT)).scores == found.scores
+
+
 def mendable(body: Anatomy, window: Segment) -> None:
     """Make `window` costly when cut and easily mended.
 
@@ -97,6 +119,27 @@ def test_the_choice_is_by_what_is_left_after_the_refit() -> None:
     kl = {score.segment: score.kl for score in healed.windows}
     assert all(score.kl <= kl[score.segment] for score in healed.healed)
     assert healed.kl_healed == min(score.kl for score in healed.healed)
+    assert healed.notes == ()
+
+
+def test_a_tie_after_the_refit_is_no_reason_to_leave_the_raw_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = dissect(tiny_model("llama", blocks=10))
+    mendable(body, Segment(5, 6))
+    monkeypatch.setattr(driver, "ERRORS", 1e6)
+    found = search(body, random_ids(4, 24), count=2, method="exact", fit=text(1, FIT))
+    after = {score.segment: score.kl for score in found.healed}
+    assert found.criterion == "healed"
+    assert found.segment == found.raw_choice != Segment(5, 6)
+    assert found.kl_healed == after[found.segment] > after[Segment(5, 6)]
+    assert found.notes[0].startswith(
+        f"blocks 5-6 leave {after[found.segment] - after[Segment(5, 6)]:.3f}"
+    )
+    assert "a tie" in found.notes[0]
+    assert found.stability.gap < 0
+    assert found.stability.near_tie
+    assert found.stability.rivals[0] == (Segment(5, 6), 1.0)
 
 
 def test_the_model_is_left_as_it_was_by_the_healed_criterion() -> None:

@@ -17,7 +17,7 @@ from clp_edge.search.cost import Cost, Size, cost_of
 from clp_edge.search.gate import gate_values
 from clp_edge.search.judge import Judge
 from clp_edge.search.states import collect_states
-from clp_edge.search.windows import WindowScore, stability
+from clp_edge.search.windows import WindowScore, stability, surely_better
 from clp_edge.segment import Segment
 from tests.tiny import random_ids, tiny_model
 
@@ -158,6 +158,31 @@ def test_stability_counts_wins_and_says_near_ties() -> None:
     paired = np.array(close[1].by_sequence) - np.array(close[0].by_sequence)
     stats = pytest.importorskip("scipy.stats")
     assert result.gap_se == pytest.approx(float(stats.sem(paired)))
+
+
+def test_a_window_takes_the_place_of_another_only_where_it_is_surely_better() -> None:
+    start = np.array([1.0, 1.2, 0.9, 1.1])
+    kept = WindowScore.of(Segment(1, 2), start)
+    noisy = WindowScore.of(Segment(2, 3), start + np.array([-0.9, 0.5, 0.4, -0.4]))  # -0.10 +- 0.33
+    sure = WindowScore.of(Segment(3, 4), start + np.array([-0.06, -0.04, -0.05, -0.05]))
+    assert noisy.kl < sure.kl < kept.kl
+    assert surely_better([noisy, kept], kept.segment, errors=1.0) == kept
+    assert surely_better([noisy, kept], kept.segment, errors=0.0) == noisy
+    assert surely_better([noisy, sure, kept], kept.segment, errors=1.0) == sure
+    assert surely_better([noisy, kept, sure], noisy.segment, errors=0.0) == noisy
+    assert surely_better([kept], kept.segment, errors=1.0) == kept
+    one = [WindowScore.of(Segment(1, 2), [2.0]), WindowScore.of(Segment(2, 3), [1.0])]
+    assert surely_better(one, Segment(1, 2), errors=1.0) == one[0]  # no error is known
+
+
+def test_stability_may_speak_of_another_window_than_the_least() -> None:
+    start = np.linspace(0.5, 1.5, 8)
+    scores = [WindowScore.of(Segment(first, first), start + 0.1 * first) for first in (3, 1, 2)]
+    found = stability(scores, chosen=Segment(2, 2))
+    assert found.gap == pytest.approx(-0.1)
+    assert found.wins == 0.0
+    assert found.rivals == ((Segment(1, 1), 1.0),)
+    assert stability(scores, chosen=Segment(1, 1)) == stability(scores)
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 3, 4])
