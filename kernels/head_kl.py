@@ -207,3 +207,32 @@ def head_kl(head: Head, dense: Teacher, hidden: Tensor, *, chunk: int | None = N
     if len(dense) != len(hidden):
         raise ValueError(f"{len(hidden)} candidate tokens for {len(dense)} dense tokens")
     return _HeadKL.apply(hidden, dense.offset, dense.expected, head, chunk or head.chunk())
+
+
+@torch.no_grad()
+def head_nll(
+    head: Head, dense: Teacher, hidden: Tensor, targets: Tensor, *, kl: Tensor | None = None
+) -> Tensor:
+    """Negative log-likelihood of the next tokens, nats: (tokens,) float32.
+
+    With KL known, lse(z') = KL - offset + h'·m needs no pass over the vocabulary, and what is left
+    is one row of W for each token. A soft cap has no such way, and its scores are made.
+
+    Args: hidden (tokens, hidden), the candidate's after the final norm; targets (tokens,); kl
+        (tokens,), what `head_kl` gave for the same, or None where hidden is the dense model's own.
+    """
+    values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    if head.softcap is not None:
+        for start in range(0, len(hidden), head.chunk()):
+            part = slice(start, min(start + head.chunk(), len(hidden)))
+            scores = head.scores(hidden[part])
+            named = scores.gather(-1, targets[part, None])[:, 0]
+            values[part] = torch.logsumexp(scores, dim=-1) - named
+        return values
+    named = (hidden.float() * head.weight[targets].float()).sum(-1)
+    if head.bias is not None:
+        named += head.bias[targets].float()
+    normaliser = (hidden.float() * dense.expected).sum(-1) - dense.offset
+    if kl is not None:
+        normaliser += kl
+    return normaliser - head.scale * named

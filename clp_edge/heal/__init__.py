@@ -23,14 +23,15 @@ from torch import Tensor, nn
 
 from clp_edge.errors import ClpEdgeError
 from clp_edge.heal.blocks import tuned_blocks
-from clp_edge.heal.collect import collect_tail, tail_kl
 from clp_edge.heal.endpoints import ENDPOINTS
+from clp_edge.heal.held import judge_tail
 from clp_edge.heal.ladder import climb, rungs_up_to
 from clp_edge.heal.local import LOCAL
 from clp_edge.heal.memory import BATCH, away_from, parked
 from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.heal.refit import REFIT
 from clp_edge.heal.rung import Job, Mended, Rung, TuningSettings
+from clp_edge.heal.shared_pass import collect_together
 from clp_edge.heal.tail import State, Tail
 from clp_edge.heal.train import TuningPoint
 from clp_edge.models.anatomy import Anatomy, dissect
@@ -60,6 +61,10 @@ class HealResult:
     """the changed tensors"""
     collect_seconds: float
     """the two dense passes"""
+    ratio_cut: tuple[float, float] | None = None
+    """perplexity of the cut model over the dense one's, and its paired standard error"""
+    held_sequences: int | None = None
+    """of the held-back text that was judged on"""
 
     @property
     def kl(self) -> float:
@@ -159,7 +164,7 @@ def heal(
         "none"; tune_blocks, which blocks tuning trains, see heal/blocks.py; spent, whether the
         model is not needed again: on the CPU it loses the weights of those blocks then, for good.
         A body with `autocast` heals under it. ranks, this process among those that call this with
-        the same arguments and share the steps; each gets the same result (heal/ranks.py).
+        the same arguments and share the work; each gets the same result (heal/ranks.py).
     Raises: UsageError for an unknown rung, ClpEdgeError where there is no text.
     """
     if len(fit) == 0 or len(select) == 0:
@@ -172,18 +177,19 @@ def heal(
 
     began = time.perf_counter()
     spread = torch.linspace(0, len(select) - 1, min(HELD_SEQUENCES, len(select))).round().long()
-    held = collect_tail(
+    held = collect_together(
         body,
         segment,
         select[spread.to(select.device)],
+        ranks=ranks,
         entry=tail.entry,
         teach=True,
         batch=batch,
         progress=progress,
         note="held-back text",
     )
-    kl_cut = tail_kl(held, tail, batch=batch, ranks=ranks)
-    if not math.isfinite(kl_cut):
+    cut = judge_tail(held, tail, batch=batch, ranks=ranks)
+    if not math.isfinite(cut.kl):
         raise ClpEdgeError(
             "the cut model's logits are not finite on the held-back text", "give --dtype float32"
         )
@@ -192,34 +198,32 @@ def heal(
     if climbed:
         watchers = {rung.name: rung.watch(body, segment) for rung in climbed}
         watching = {name: watcher for name, watcher in watchers.items() if watcher is not None}
-
-        def observe(inner: Tensor, at_cut: Tensor, target: Tensor) -> None:
-            for watcher in watching.values():
-                watcher.add(inner, at_cut, target)
-
-        learnt = collect_tail(
+        learnt = collect_together(
             body,
             segment,
             fit,
+            ranks=ranks,
+            watchers=watching.values(),
             entry=tail.entry,
             reach=max(rung.reach(tail) for rung in climbed),
-            observe=observe if watching else None,
             batch=batch,
             progress=progress,
             note="dense pass over the calibration text",
         )
         collected = time.perf_counter() - began
         settings = tuning or TuningSettings()
-        job = Job(tail, learnt, held, kl_cut, settings, seed, batch, watching, ranks=ranks)
+        job = Job(tail, learnt, held, cut, settings, seed, batch, watching, ranks=ranks)
         with parked(tail, learnt.reach, away_from(tail.device, spent=spent)):
             records, thrown = climb(climbed, job, progress)
         notes += thrown
     return HealResult(
         method=RUNGS.choose(rungs),
         segment=segment,
-        kl_cut=kl_cut,
+        kl_cut=cut.kl,
         rungs=records,
         notes=tuple(notes),
         state=tail.changes(),
         collect_seconds=collected,
+        ratio_cut=cut.ratio,
+        held_sequences=len(held.ids),
     )

@@ -9,16 +9,15 @@ sequence. So no tuning step ever runs the prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from clp_edge.heal.fast_head import fast_teacher, is_fast
-from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.heal.tail import Tail
-from clp_edge.kernels.head_kl import Teacher, head_kl, teacher, token_rows
+from clp_edge.kernels.head_kl import Teacher, head_nll, teacher, token_rows
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.segment import Segment
@@ -41,6 +40,8 @@ class TailInputs:
     goal: Tensor | None = None
     """(sequences, tokens, hidden): what block `reach` reads in the dense model"""
     reach: int = 0
+    dense_nll: Tensor | None = None
+    """(sequences,) float64: the dense model's mean over the next tokens, nats; with `dense` only"""
 
     @property
     def tokens(self) -> int:
@@ -49,6 +50,17 @@ class TailInputs:
     def rows(self, sequences: Tensor) -> Tensor:
         """Flat token rows of these sequences."""
         return token_rows(sequences, self.tokens)
+
+
+def next_tokens(ids: Tensor) -> Tensor:
+    """ids (sequences, tokens) -> flat: what follows each token; after the last, which has no
+    target, its sequence's first (`sequence_nll` leaves it out)."""
+    return ids.roll(-1, dims=1).flatten()
+
+
+def sequence_nll(each: Tensor, tokens: int) -> Tensor:
+    """Flat (sequences * tokens,) -> (sequences,) float64 on the CPU, each's last token left out."""
+    return each.view(-1, tokens)[:, :-1].double().mean(-1).cpu()
 
 
 @dataclass
@@ -117,6 +129,7 @@ def collect_tail(
     entries: list[Tensor] = []
     goals: list[Tensor] = []
     teachers: list[Teacher] = []
+    nll: list[Tensor] = []
     inner: list[Tensor] = []
     handle = None
     if observe is not None:
@@ -140,7 +153,11 @@ def collect_tail(
                     goals.append(hidden)
                     break
                 if index == total:
-                    teachers.append(teacher(body.head, body.normed(hidden).flatten(0, 1)))
+                    final = body.normed(hidden).flatten(0, 1)
+                    teachers.append(teacher(body.head, final))
+                    targets = next_tokens(ids[start : start + batch]).to(final.device)
+                    each = head_nll(body.head, teachers[-1], final, targets)
+                    nll.append(sequence_nll(each, ids.shape[1]))
                     break
                 hidden = body.run_block(index, hidden, arguments)
             progress(min(start + batch, len(ids)), len(ids), note)
@@ -153,28 +170,5 @@ def collect_tail(
         dense=Teacher.cat(teachers) if teach else None,
         goal=None if teach else torch.cat(goals),
         reach=total if teach else reach,
+        dense_nll=torch.cat(nll) if teach else None,
     )
-
-
-@torch.no_grad()
-def tail_kl(
-    inputs: TailInputs,
-    tail: Tail,
-    *,
-    batch: int = 4,
-    sequences: Sequence[int] | None = None,
-    ranks: Ranks = SINGLE,
-) -> float:
-    """Mean KL(dense || tail) in nats over these sequences (all by default).
-
-    Args: ranks, the processes that share them out among themselves; each gets the mean of all.
-    """
-    picks = torch.arange(len(inputs.ids)) if sequences is None else torch.tensor(list(sequences))
-    dense = Teachers(tail, inputs)
-    values = [torch.empty(0, device=inputs.entry.device)]
-    mine = ranks.share(picks)
-    for pick in mine.split(batch) if len(mine) else ():
-        _, arguments = tail.body.prepare(inputs.ids[pick])
-        final = tail(inputs.entry[pick], arguments)
-        values.append(head_kl(tail.body.head, dense.of(pick), final.flatten(0, 1)))
-    return ranks.mean(torch.cat(values))

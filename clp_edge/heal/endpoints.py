@@ -54,7 +54,7 @@ class Endpoints(Rung):
             progress=progress,
             noun=self.noun,
         )
-        return Mended(found.kl, found.facts)
+        return Mended(found.judged, found.facts)
 
 
 ENDPOINTS = Endpoints()

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from clp_edge.heal.rung import Job, Rung
 from clp_edge.progress import Progress
-from clp_edge.records import RungRecord
+from clp_edge.records import RungRecord, measured
 from clp_edge.registry import RUNGS
 
 
@@ -47,6 +47,10 @@ def climb(
                 f"the {rung.noun} was thrown away: it took KL on held-back text from {job.kl:.3g} "
                 f"to {came}"
             )
+        told = mended.judged if finite else None
+        none = (math.nan, math.nan)
+        ratio, ratio_se = none if told is None else told.ratio
+        change_se = math.nan if told is None else told.change_from(job.judged)[1]
         records.append(
             RungRecord(
                 name=rung.name,
@@ -56,8 +60,11 @@ def climb(
                 seconds=time.perf_counter() - began,
                 facts=mended.facts,
                 recovered=1.0 - mended.kl / cut if finite and cut > 0.0 else None,
+                change_se=measured(change_se),
+                ratio=measured(ratio),
+                ratio_se=measured(ratio_se),
             )
         )
-        if kept:
-            job = replace(job, kl=mended.kl, kept=(*job.kept, rung.name))
+        if kept and told is not None:
+            job = replace(job, judged=told, kept=(*job.kept, rung.name))
     return tuple(records), notes

@@ -57,7 +57,7 @@ class Local(Rung):
             progress=progress,
             noun=self.noun,
         )
-        return Mended(found.kl, found.facts)
+        return Mended(found.judged, found.facts)
 
 
 LOCAL = Local()

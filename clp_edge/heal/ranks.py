@@ -8,14 +8,14 @@ between GPUs. `torchrun` starts them, and `joined` finds the others.
 
 >>> Ranks(rank=1, count=2).share(torch.arange(5))
 tensor([3, 4])
->>> SINGLE.mean(torch.tensor([0.25, 0.75]))
-0.5
+>>> SINGLE.whole(torch.tensor([0.25, 0.75]))
+tensor([0.2500, 0.7500])
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -73,15 +73,40 @@ class Ranks:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad)
 
-    def mean(self, values: Tensor) -> float:
-        """Of all processes' values (n,), n different in each: the same number everywhere."""
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Each tensor becomes its sum over the processes, in place."""
         if self.alone:
-            return float(values.mean())
-        sums = torch.tensor([float(values.double().sum()), float(len(values))], dtype=torch.float64)
+            return
         with _lost():
-            dist.all_reduce(sums)
-            dist.broadcast(sums, src=0)  # decisions hang on it: the very same bits
-        return float(sums[0] / sums[1])
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def rows(self, part: Tensor, counts: Sequence[int]) -> Tensor:
+        """All processes' parts (counts[rank], ...) one after the other, where this one's lies."""
+        if self.alone:
+            return part
+        whole = part.new_empty((sum(counts), *part.shape[1:]))
+        with _lost():
+            for rank, some in enumerate(whole.split(list(counts))):
+                if rank == self.rank:
+                    some.copy_(part)
+                dist.broadcast(some, src=rank)
+        return whole
+
+    def whole(self, part: Tensor) -> Tensor:
+        """Every process's part (..., n of `share`) in their order, along the last dimension: on the
+        CPU, the very same bits everywhere, as decisions hang on them."""
+        if self.alone:
+            return part
+        sizes = torch.zeros(self.count, dtype=torch.int64)
+        sizes[self.rank] = part.shape[-1]
+        with _lost():
+            dist.all_reduce(sizes)
+            parts = [part.new_empty((*part.shape[:-1], size)) for size in sizes.tolist()]
+            parts[self.rank].copy_(part)
+            for rank, one in enumerate(parts):
+                dist.broadcast(one, src=rank)
+        return torch.cat(parts, dim=-1)
 
     @torch.no_grad()
     def level(self, tensors: Iterable[Tensor]) -> None:

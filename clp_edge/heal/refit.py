@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError
+from clp_edge.heal.ranks import Ranks
 from clp_edge.heal.rung import Job, Mended, Rung
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress
@@ -46,6 +47,15 @@ FIRST = RIDGES.index(0.01)
 def _products(*tensors: Tensor) -> list[Tensor]:
     """In float32 at least: what autocast leaves is cast up before any sum."""
     return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+
+def _added(
+    ranks: Ranks, sums: tuple[Tensor | None, ...], gap: float, tokens: int
+) -> tuple[float, int]:
+    """Add up the sums in place; the gap and the tokens of all processes."""
+    counts = torch.tensor([gap, tokens], dtype=torch.float64)
+    ranks.add([*(part for part in sums if part is not None), counts])
+    return float(counts[0]), round(float(counts[1]))
 
 
 @dataclass
@@ -73,6 +83,10 @@ class RefitSums:
         self.cross = cross if self.cross is None else self.cross.add_(cross)
         self.gap += float(e.double().square().sum())
         self.tokens += len(m)
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Become the sums over the text of all processes."""
+        self.gap, self.tokens = _added(ranks, (self.gram, self.cross), self.gap, self.tokens)
 
     @property
     def finite(self) -> bool:
@@ -130,6 +144,10 @@ class GainSums:
         self.gap += float((weight * e * e).sum(dtype=torch.float64))
         self.tokens += len(x)
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Become the sums over the text of all processes."""
+        self.gap, self.tokens = _added(ranks, (self.power, self.cross), self.gap, self.tokens)
+
     @property
     def finite(self) -> bool:
         """Whether the text left numbers."""
@@ -175,11 +193,11 @@ class Refit(Rung):
         tail, sums = job.tail, job.watchers[self.name]
         assert isinstance(sums, RefitSums | GainSums)
         if not sums.finite:
-            return Mended(math.inf)
+            return Mended(None)
         block = tail.trained[tail.segment.first - 1]
         weight = block.get_submodule(tail.body.family.before_residual).get_parameter("weight")
         original = best = weight.detach().clone()
-        kl, ridge, explained = math.inf, math.nan, 0.0
+        kl, judged, ridge, explained = math.inf, None, math.nan, 0.0
         tried: dict[float, float] = {}
         for one in _downhill(tried):
             try:
@@ -189,17 +207,18 @@ class Refit(Rung):
                 continue
             with torch.no_grad():
                 weight.copy_(original + change.to(original))
-            after = tried[one] = job.held_kl()
+            came = job.judge()
+            after = tried[one] = came.kl
             progress(len(tried), len(RIDGES), f"refit with lambda {one:g}: KL {after:.3f}")
             if after < kl:  # NaN, where it overflowed, is not
-                kl, ridge, explained = after, one, sums.explained(change)
+                kl, judged, ridge, explained = after, came, one, sums.explained(change)
                 best = weight.detach().clone()
         with torch.no_grad():
             weight.copy_(best)
         if not math.isfinite(kl):
-            return Mended(math.inf)
+            return Mended(None)
         curve = {f"{one:g}": tried[one] for one in sorted(tried) if math.isfinite(tried[one])}
-        return Mended(kl, {"ridge": ridge, "explained": explained, "by_ridge": curve})
+        return Mended(judged, {"ridge": ridge, "explained": explained, "by_ridge": curve})
 
 
 def _downhill(tried: dict[float, float]) -> Iterator[float]:

@@ -8,6 +8,7 @@ climbed.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from clp_edge.heal.collect import TailInputs, tail_kl
+from clp_edge.heal.collect import TailInputs
+from clp_edge.heal.held import Judged, judge_tail
 from clp_edge.heal.ranks import SINGLE, Ranks
 from clp_edge.heal.tail import Tail
 from clp_edge.models.anatomy import Anatomy
@@ -67,8 +69,8 @@ class Job:
     """the text to learn from"""
     held: TailInputs
     """held-back text, to choose by"""
-    kl: float
-    """of the tail as it is, on the held-back text"""
+    judged: Judged
+    """the tail as it is, on the held-back text"""
     settings: TuningSettings = TuningSettings()
     seed: int = 0
     batch: int = 4
@@ -80,22 +82,33 @@ class Job:
     ranks: Ranks = SINGLE
     """the processes that do this very job together; each sees all of `fit` and `held`"""
 
-    def held_kl(self) -> float:
-        """Held-back KL of the tail as it is now, nats per token; may be NaN.
+    @property
+    def kl(self) -> float:
+        """Of the tail as the rungs before left it, on the held-back text, nats per token."""
+        return self.judged.kl
 
-        All processes ask together, and get the same number.
+    def judge(self) -> Judged:
+        """The tail as it is now on the held-back text; KL may be NaN.
+
+        All processes ask together, and get the same numbers.
         """
-        return tail_kl(self.held, self.tail, batch=self.batch, ranks=self.ranks)
+        return judge_tail(self.held, self.tail, batch=self.batch, ranks=self.ranks)
 
 
 @dataclass(frozen=True)
 class Mended:
     """What a rung brought."""
 
-    kl: float
-    """of the tail as the rung left it, on the held-back text; NaN or infinite: it destroyed it"""
+    judged: Judged | None
+    """the tail as the rung left it, on the held-back text; None: it was destroyed, or never judged
+    with a number"""
     facts: dict[str, Any] = field(default_factory=dict)
     """what there is to know besides, as plain JSON values"""
+
+    @property
+    def kl(self) -> float:
+        """Held-back KL; infinite where there is none."""
+        return math.inf if self.judged is None else self.judged.kl
 
 
 class Rung(ABC):

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clp_edge.heal.held import Judged
 from clp_edge.heal.rung import Job
 from clp_edge.progress import Progress
 from clp_edge.records import measured
@@ -51,8 +52,8 @@ class Trained:
 
     points: tuple[TuningPoint, ...]
     """held-back KL along the way, step 0 included"""
-    kl: float
-    """of the state that it was left in; infinite where no check gave a number"""
+    judged: Judged | None
+    """the state that it was left in; None where no check gave a number"""
     step_seconds: float
     """mean of one step"""
     tokens: int
@@ -101,7 +102,7 @@ def train(
     order = _endless(len(inputs.ids), batch, torch.Generator().manual_seed(seed))
     every = max(1, math.ceil(steps / settings.checks))
     points = [TuningPoint(0, job.kl)]
-    best, best_state, stale, averaged = math.inf, None, 0, False
+    best, judged, best_state, stale, averaged = math.inf, None, None, 0, False
     mean = _Mean(parameters)
     spent = 0.0
     for step in range(steps):
@@ -125,23 +126,24 @@ def train(
         spent += time.perf_counter() - began
         progress(step + 1, steps, f"{noun}, held-back KL {points[-1].kl:.3f}")
         if (step + 1) % every == 0 or step + 1 == steps:
-            kl = job.held_kl()
+            came = job.judge()
+            kl = came.kl
             points.append(TuningPoint(step + 1, kl))
             stale = 0 if kl < min(best, job.kl) else stale + 1
             if kl < best:
-                best, best_state = kl, tail.state()
+                best, judged, best_state = kl, came, tail.state()
             if stale == PATIENCE:
                 break
     if mean.count > 1:
         mean.load()
-        kl = job.held_kl()
-        if kl < best:
-            best, best_state, averaged = kl, tail.state(), True
+        came = job.judge()
+        if came.kl < best:
+            judged, best_state, averaged = came, tail.state(), True
     for parameter in parameters:
         parameter.requires_grad_(False)
     if best_state is not None:
         tail.restore(best_state)
-    return Trained(tuple(points), best, spent / points[-1].step, batch * inputs.tokens, averaged)
+    return Trained(tuple(points), judged, spent / points[-1].step, batch * inputs.tokens, averaged)
 
 
 def relative_sizes(module: nn.Module) -> dict[nn.Parameter, float]:

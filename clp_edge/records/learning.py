@@ -154,6 +154,12 @@ class RungRecord:
     """what there is to know besides; its keys depend on the rung"""
     recovered: float | None = None
     """the share of the nats lost by the cut that have come back after it"""
+    change_se: float | None = None
+    """standard error of kl_after - kl_before, paired by sequence"""
+    ratio: float | None = None
+    """perplexity over the dense model's on the held-back text, after it"""
+    ratio_se: float | None = None
+    """its standard error, paired by sequence"""
 
 
 @dataclass(frozen=True)
@@ -179,3 +185,8 @@ class HealRecord:
     """those that were climbed, in order; one that does not apply to this cut is in `notes`"""
     precision: str = ""
     """the autocast that the model ran under while it was mended, and why"""
+    ratio_cut: float | None = None
+    """perplexity of the cut model over the dense one's on the held-back text"""
+    ratio_cut_se: float | None = None
+    held_sequences: int | None = None
+    """of the held-back text that every rung was judged on"""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from clp_edge.bench.costs import lines as costs_of_bench
-from clp_edge.records import HealRecord, Report, RunRecord, SearchRecord
+from clp_edge.records import HealRecord, Report, RungRecord, RunRecord, SearchRecord
 from clp_edge.registry import SECTIONS
 from clp_edge.report import format as write
 from clp_edge.report.blocks import Answers, Block, Heading, Items, Table, Text
@@ -193,14 +193,45 @@ def _rungs(mended: HealRecord) -> list[Block]:
             rung.name,
             write.fixed(rung.kl_before, 3),
             write.fixed(rung.kl_after, 3),
+            _with_error(_change(rung), rung.change_se),
+            _with_error(rung.ratio, rung.ratio_se),
             write.percent(rung.recovered),
             "yes" if rung.kept else "no",
             write.fixed(rung.seconds, 1),
         )
         for rung in mended.rungs
     )
-    head = ("rung", "KL before", "KL after", "lost nats recovered", "kept", "seconds")
-    return [Table(head, rows)] if rows else []
+    head = (
+        "rung",
+        "KL before",
+        "KL after",
+        "change",
+        "perplexity ratio",
+        "lost nats recovered",
+        "kept",
+        "seconds",
+    )
+    if not rows:
+        return []
+    blocks: list[Block] = [Table(head, rows)]
+    if mended.held_sequences is not None:
+        cut = _with_error(mended.ratio_cut, mended.ratio_cut_se)
+        blocks.append(
+            Text(
+                f"On {mended.held_sequences} held-back sequences, with standard errors paired by "
+                f"sequence; perplexity over the dense model's, {cut} for the cut alone. The rungs "
+                "are chosen by this text, so it flatters; the quality table is of other text."
+            )
+        )
+    return blocks
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return write.spread(value, error, None, write.fixed(value, 3))
+
+
+def _change(rung: RungRecord) -> float | None:
+    return None if rung.kl_after is None else rung.kl_after - rung.kl_before
 
 
 def files(report: Report) -> Sequence[Block] | None:

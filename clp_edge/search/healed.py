@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from clp_edge.heal.collect import TailInputs
+from clp_edge.heal.held import Judged
 from clp_edge.heal.refit import REFIT
 from clp_edge.heal.rung import Job, Watcher
 from clp_edge.heal.tail import Tail
@@ -100,6 +101,10 @@ def _groups(
         yield list(segments[start : start + size])
 
 
+NOT_YET = Judged(torch.tensor([math.inf]), torch.tensor([math.inf]))
+"""The window before its refit, which is not asked for."""
+
+
 def _watch(
     body: Anatomy, segments: Sequence[Segment], fit: Tensor, batch: int, progress: Progress
 ) -> dict[Segment, Watcher]:
@@ -165,7 +170,7 @@ def _judged(
         tail=tail,
         fit=inputs(0, few),
         held=inputs(0, few),
-        kl=math.inf,
+        judged=NOT_YET,
         batch=problem.judge.batch,
         watchers={REFIT.name: watcher},
     )

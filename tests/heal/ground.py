@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clp_edge.heal.blocks import tuned_blocks
 from clp_edge.heal.collect import TailInputs
+from clp_edge.heal.held import judge_tail
 from clp_edge.heal.refit import RefitSums
 from clp_edge.heal.rung import Job, TuningSettings
 from clp_edge.heal.tail import Tail
@@ -226,8 +227,7 @@ class Ground:
         held = TailInputs(
             self.held.ids, self.held.states[entry], dense=self.held.dense, reach=len(self.body)
         )
-        job = Job(tail, fit, held, math.inf, settings, seed, BATCH)
-        return replace(job, kl=job.held_kl())
+        return Job(tail, fit, held, judge_tail(held, tail, batch=BATCH), settings, seed, BATCH)
 
     def tune(
         self, job: Job, loss: Loss, *, steps: int, rate: float | None = None, noun: str

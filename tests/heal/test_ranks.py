@@ -63,8 +63,8 @@ def talk(ranks: Ranks) -> Any:
     ranks.level([level])
     return {
         "gradients": [None if p.grad is None else p.grad.tolist() for p in some],
-        "mean": ranks.mean(values),
-        "none here": ranks.mean(torch.ones(1 if ranks.first else 0)),
+        "whole": ranks.whole(values).tolist(),
+        "none here": ranks.whole(torch.ones(2, 1 if ranks.first else 0)).tolist(),
         "level": level.tolist(),
         "told": ranks.told("heal" if ranks.first else "not looked at"),
         "first to fail": ranks.fails_first(),
@@ -142,8 +142,8 @@ def test_what_is_shared_adds_up(tmp_path: Path) -> None:
     assert {first.pop("first to fail"), second.pop("first to fail")} == {True, False}
     assert first == second
     assert first["gradients"] == [[3.0, 3.0, 3.0], [1.0, 1.0, 1.0], None]
-    assert first["mean"] == 3.0
-    assert first["none here"] == 1.0
+    assert first["whole"] == [1.0, 2.0, 6.0]
+    assert first["none here"] == [[1.0], [1.0]]
     assert first["level"] == [0.0, 0.0]
     assert first["told"] == "heal"
 
@@ -159,4 +159,4 @@ def test_alone_nothing_is_asked_of_a_group() -> None:
     assert len(Ranks(3, 4).share(ids[:2])) == 0
     assert SINGLE.told("x") == "x"
     assert SINGLE.fails_first()
-    assert SINGLE.mean(torch.tensor([1.0, 2.0])) == 1.5
+    assert torch.equal(SINGLE.whole(ids), ids)

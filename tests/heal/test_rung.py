@@ -39,12 +39,12 @@ class Norms(Rung):
         for factor in self.factors:
             with torch.no_grad():
                 weight.copy_(old * factor)
-            tried.append((job.held_kl(), factor))
+            tried.append((factor, job.judge()))
             progress(len(tried), len(self.factors), "scaled")
-        kl, factor = min(tried)
+        factor, judged = min(tried, key=lambda one: one[1].kl)
         with torch.no_grad():
             weight.copy_(old * factor)
-        return Mended(kl, {"factor": factor})
+        return Mended(judged, {"factor": factor})
 
 
 class Counts:
@@ -69,7 +69,7 @@ class Watching(Norms):
     def mend(self, job: Job, progress: Progress) -> Mended:
         counts = job.watchers[self.name]
         assert isinstance(counts, Counts)
-        return Mended(job.kl, {"tokens": counts.tokens})
+        return Mended(job.judged, {"tokens": counts.tokens})
 
 
 class Shy(Norms):

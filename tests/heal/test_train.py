@@ -11,9 +11,10 @@ import torch
 
 from clp_edge.heal import Job, TuningSettings, heal
 from clp_edge.heal.blocks import tuned_blocks
-from clp_edge.heal.collect import Teachers, collect_tail, light_head, tail_kl
+from clp_edge.heal.collect import Teachers, collect_tail, light_head
 from clp_edge.heal.endpoints import ENDPOINTS
 from clp_edge.heal.fast_head import fast_kl
+from clp_edge.heal.held import judge_tail
 from clp_edge.heal.local import LOCAL
 from clp_edge.heal.tail import Tail
 from clp_edge.heal.train import relative_sizes, schedule, train
@@ -84,7 +85,7 @@ def job(body: Any, *, tuned: tuple[int, ...] | None = None, **settings: Any) -> 
     fit = collect_tail(body, SEGMENT, ids, entry=tail.entry, reach=reach)
     held = collect_tail(body, SEGMENT, random_ids(3, 32, seed=2), entry=tail.entry, teach=True)
     asked = TuningSettings(**{"steps": 4, "tokens": 128, "warmup": 0, **settings})
-    return Job(tail, fit, held, tail_kl(held, tail), asked)
+    return Job(tail, fit, held, judge_tail(held, tail), asked)
 
 
 @pytest.mark.parametrize("rung", [LOCAL, ENDPOINTS], ids=lambda rung: rung.name)
@@ -111,7 +112,8 @@ def test_it_stops_after_two_checks_that_do_not_fall_and_goes_back() -> None:
 
     found = train(one, upwards, steps=50, rate=5e-2, seed=0, progress=silent, noun="it")
     assert [point.step for point in found.points] == [0, 5, 10]
-    assert found.kl > one.kl
+    assert found.judged is not None
+    assert found.judged.kl > one.kl
 
 
 def test_no_more_than_an_epoch_and_a_half_is_taken() -> None:
@@ -130,7 +132,7 @@ def test_the_state_that_stays_is_the_one_whose_kl_is_told(
     one = job(dissect(tiny_model("llama")), steps=24, epochs=100, rate=rate, checks=2)
     mended = ENDPOINTS.mend(one, silent)
     assert mended.facts["averaged"] is averaged
-    assert one.held_kl() == pytest.approx(mended.kl, rel=1e-5)
+    assert one.judge().kl == pytest.approx(mended.kl, rel=1e-5)
     checks = [point["kl"] for point in mended.facts["history"][1:]]
     assert (mended.kl < min(checks)) is averaged
 

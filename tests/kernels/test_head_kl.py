@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from clp_edge.kernels.head_kl import Head, Teacher, head_kl, teacher
-from clp_edge.metrics import token_kl
+from clp_edge.kernels.head_kl import Head, Teacher, head_kl, head_nll, teacher
+from clp_edge.metrics import token_kl, token_nll
 
 CASES = {
     "plain": {},
@@ -63,6 +63,22 @@ def test_gradient_equals_autograd_through_the_logits(name: str) -> None:
     kl = (log_dense.exp() * (log_dense - log_candidate)).sum(-1)
     (kl * weights.double()).sum().backward()
     torch.testing.assert_close(candidate.grad, exact_candidate.grad.float(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_likelihood_comes_without_another_pass(name: str) -> None:
+    head, dense, candidate = make(CASES[name], torch.float32)
+    exact, exact_dense, exact_candidate = make(CASES[name], torch.float64)
+    targets = torch.arange(len(dense)) * 7 % 101
+    kept = teacher(head, dense)
+    kl = head_kl(head, kept, candidate)
+    for hidden, of, known in ((candidate, exact_candidate, kl), (dense, exact_dense, None)):
+        got = head_nll(head, kept, hidden, targets, kl=known)
+        expected = -torch.log_softmax(exact.logits(of), -1)[torch.arange(len(targets)), targets]
+        torch.testing.assert_close(got, expected.float(), rtol=2e-4, atol=5e-5)
+        torch.testing.assert_close(
+            got, token_nll(head.logits(hidden), targets), rtol=2e-4, atol=5e-5
+        )
 
 
 def test_no_tokens_and_wrong_lengths() -> None:

@@ -14,7 +14,7 @@ from clp_edge.records import GateRecord, Report, RungRecord, Span, TuningRecord
 from clp_edge.registry import SECTIONS
 from clp_edge.report import render_markdown, sections, write_report
 from clp_edge.report.blocks import Block, Code, Heading, Items, Plot, Series, Table, Text
-from clp_edge.report.format import percent
+from clp_edge.report.format import NOT_MEASURED, percent
 from clp_edge.report.markdown import draw
 from clp_edge.report.sections import report_blocks
 from clp_edge.ui import Ui
@@ -135,3 +135,20 @@ def test_every_rung_has_its_line_and_the_share_that_came_back() -> None:
     (rungs,) = (table for table in tables if "lost nats recovered" in table.header)
     at = rungs.header.index("lost nats recovered")
     assert [row[at] for row in rungs.rows] == [percent(0.56), percent(0.61)]
+
+
+def test_a_rung_says_how_sure_its_change_is() -> None:
+    rung = RungRecord("refit", 0.75, 0.33, True, 4.0, {}, 0.56, 0.021, 1.412, 0.034)
+    heal = replace(HEAL, rungs=(rung,), ratio_cut=2.4, ratio_cut_se=0.11, held_sequences=32)
+    blocks = list(report_blocks(sample_report(heal=heal)))
+    tables = [block for block in blocks if isinstance(block, Table)]
+    (rungs,) = (table for table in tables if "lost nats recovered" in table.header)
+    line = dict(zip(rungs.header, rungs.rows[0], strict=True))
+    assert line["change"] == "-0.420 ± 0.021"
+    assert line["perplexity ratio"] == "1.412 ± 0.034"
+    (said,) = (b.text for b in blocks if isinstance(b, Text) and "32 held-back" in b.text)
+    assert "2.400 ± 0.11 for the cut alone" in said
+    unknown = replace(rung, kl_after=None, change_se=None, ratio=None, ratio_se=None)
+    blocks = list(report_blocks(sample_report(heal=replace(HEAL, rungs=(unknown,)))))
+    (rungs,) = (b for b in blocks if isinstance(b, Table) and "rung" in b.header)
+    assert rungs.rows[0][rungs.header.index("change")] == NOT_MEASURED

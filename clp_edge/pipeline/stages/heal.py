@@ -19,7 +19,7 @@ from clp_edge.pipeline.shared_healing import Task
 from clp_edge.pipeline.stage import Context, Stage
 from clp_edge.pipeline.stages import calibrate, search
 from clp_edge.progress import Progress
-from clp_edge.records import HealRecord, TuningRecord
+from clp_edge.records import HealRecord, TuningRecord, measured
 
 TENSORS = "healed.safetensors"
 
@@ -102,6 +102,9 @@ def run(given: Inputs, context: Context, room: Path, progress: Progress) -> Heal
         notes=found.notes,
         parts=found.seconds,
         rungs=found.rungs,
+        ratio_cut=None if found.ratio_cut is None else measured(found.ratio_cut[0]),
+        ratio_cut_se=None if found.ratio_cut is None else measured(found.ratio_cut[1]),
+        held_sequences=found.held_sequences,
         precision=context.ground.learning.name,
         seconds=time.perf_counter() - began,
     )
