@@ -169,7 +169,7 @@ def union(ground: Ground, factor: float = 2.0) -> Union:
 
 
 def grafted(ground: Ground, found: Union, chosen: Tensor) -> tuple[Chain, dict[str, Any]]:
-    """The chain with these neurons in block s-1, the lambda of least held-back KL."""
+    """The chain with these neurons in block s-1, and the lambda of least score."""
     own = ground.segment.first - 1
     block = ground.body.blocks[own]
     best: tuple[float, Chain, float] | None = None
@@ -177,7 +177,7 @@ def grafted(ground: Ground, found: Union, chosen: Tensor) -> tuple[Chain, dict[s
         down, _ = found.solve(chosen, ridge)
         module = folded(block, found.neurons.pick(chosen), down)
         chain = ground.chain(ground.segment.blocks).put(own, module)
-        kl = float(ground.kl(chain, ground.held).mean())
+        kl = ground.score(chain)
         if best is None or kl < best[0]:
             best = (kl, chain, ridge)
     assert best is not None

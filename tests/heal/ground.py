@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ from clp_edge.progress import silent
 from clp_edge.segment import Segment
 
 RIDGES = (0.003, 0.01, 0.03)
-"""lambda of every closed form here, relative to the mean diagonal; the best on held-back text."""
+"""lambda of every closed form here, relative to the mean diagonal; the best on FEW sequences."""
+FEW = 12
+"""held-back sequences, evenly spread, for choices within an arm: a whole judgement is dear"""
 BATCH = 8
 
 
@@ -48,6 +51,16 @@ class Text:
     def batches(self) -> Iterator[slice]:
         """Slices of sequences."""
         return (slice(i, i + BATCH) for i in range(0, len(self.ids), BATCH))
+
+    def some(self, count: int) -> Text:
+        """An even choice of so many sequences."""
+        pick = torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids))).round().long()
+        rows = token_rows(pick, self.ids.shape[1])
+        return Text(
+            self.ids[pick],
+            {index: state[pick] for index, state in self.states.items()},
+            None if self.dense is None else self.dense.select(rows),
+        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,7 @@ class Ground:
     held: Text
     unseen: Text
     _plain: tuple[Chain, float] | None = field(default=None, repr=False)
+    _few: Text | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -155,6 +169,12 @@ class Ground:
             found.append(values.view(-1, text.ids.shape[1]).mean(-1))
         return torch.cat(found)
 
+    def score(self, chain: Chain) -> float:
+        """Mean KL on FEW held-back sequences, to choose by within an arm."""
+        if self._few is None:
+            self._few = self.held.some(FEW)
+        return float(self.kl(chain, self._few).mean())
+
     def judge(self, chain: Chain) -> Judged:
         """On the held-back and on the unseen text."""
         return Judged(self.kl(chain, self.held), self.kl(chain, self.unseen))
@@ -169,7 +189,7 @@ class Ground:
         """Closed form of block `index`'s last matrix: its output becomes the input of `goal`.
 
         Args: bias, solve for a constant beside the matrix, jointly.
-        Returns: the chain of least held-back KL over RIDGES, and its lambda.
+        Returns: the chain of least score over RIDGES, and its lambda.
         """
         sums = self.sums(chain, index, goal, constant=bias)
         found: tuple[float, Chain, float] | None = None
@@ -184,7 +204,7 @@ class Ground:
             with torch.no_grad():
                 down.weight.add_(change)
             fitted = chain.put(index, module)
-            kl = float(self.kl(fitted, self.held).mean())
+            kl = self.score(fitted)
             if found is None or kl < found[0]:
                 found = (kl, fitted, ridge)
         assert found is not None
@@ -213,6 +233,17 @@ class Ground:
             cut = self.chain(self.segment.blocks)
             self._plain = self.refit(cut, self.segment.first - 1, self.segment.last + 1)
         return self._plain[0]
+
+    def save(self, path: Path) -> None:
+        """The texts and the refit, for `load`."""
+        self.plain()
+        torch.save((self.segment, self.fit, self.held, self.unseen, self._plain), path)
+
+    @classmethod
+    def load(cls, path: Path, body: Anatomy) -> Ground:
+        """What `save` wrote, of the same model in the same precision: nobody checks."""
+        segment, fit, held, unseen, plain = torch.load(path, weights_only=False, mmap=True)
+        return cls(body, segment, fit, held, unseen, plain)
 
     def tail(self, chain: Chain, tuned: Sequence[int]) -> Tail:
         """The chain as what the tuning rungs train, in place on copies of its blocks."""

@@ -1,6 +1,6 @@
 """Ideas for rungs, each tried beside the standing ladder at the same place (minutes, not a test).
 
-    python -m tests.heal.trials NAMES TEXT EVAL [--fit-sequences 160] [--steps 120] [--dtype auto]
+    python -m tests.heal.trials NAMES TEXT EVAL [--fit-sequences 160] [--steps 120] [--cache FILE]
 
 The demo model without blocks 13-18. NAMES, with commas: bias, graft, bridge, progressive (closed
 forms), tuned-graft, tuned-progressive, tuned-bridge, qat (each trains). TEXT gives sequences of 256
@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,7 +82,6 @@ def bridge(ground: Ground, steps: int) -> Arms:
     segment, total = ground.segment, len(ground.body)
     base = ground.judge(ground.plain())
     yield "refit", base.figures()
-    few = Text(ground.held.ids[:8], ground.held.states, ground.held.dense)
     raw: list[tuple[float, Segment, int]] = []
     for first in (segment.first - 1, segment.first):
         window = Segment(first, first + segment.count)
@@ -90,10 +90,10 @@ def bridge(ground: Ground, steps: int) -> Arms:
         for kept in window.blocks[1:-1]:
             gone = [i for i in window.blocks if i != kept]
             cut = ground.chain(gone, entry=window.first - 1)
-            raw.append((float(ground.kl(cut, few).mean()), window, kept))
+            raw.append((ground.score(cut), window, kept))
     raw.sort(key=lambda one: one[0])
     yield "cut", {f"{window} but {kept}": round(kl, 4) for kl, window, kept in raw}
-    for _, window, kept in raw[:3]:
+    for _, window, kept in raw[:2]:
         chain = one_stays(ground, window, kept, twice=False)
         yield f"{window} but {kept}", ground.judge(chain).figures(base)
         chain = one_stays(ground, window, kept, twice=True)
@@ -198,7 +198,7 @@ def tuned_bridge(ground: Ground, steps: int) -> Arms:
     behind = tuple(i for i in ground.near if i > segment.last)
     window = Segment(segment.first - 1, segment.last)
     starts = [one_stays(ground, window, kept, twice=True) for kept in window.blocks[1:-1]]
-    scores = [float(ground.kl(one, ground.held).mean()) for one in starts]
+    scores = [ground.score(one) for one in starts]
     start = starts[scores.index(min(scores))]
     kept = next(i for i in start.order if i in window.blocks)
     for name, blocks in (
@@ -293,7 +293,7 @@ def qat(ground: Ground, steps: int) -> Arms:
             }
             goals = {**ground.fit.states, **texts["fit"].states}
             seen = replace(
-                ground, fit=replace(ground.fit, states=goals), held=texts["held"], _plain=None
+                ground, fit=replace(ground.fit, states=goals), held=texts["held"], _few=None
             )
         job = seen.job(tail, settings, reach=max(ground.near) + 1, seed=1)
         chain, how = seen.tune(
@@ -333,6 +333,8 @@ def demo_ground(asked: argparse.Namespace) -> Ground:
     source = locate(None)
     body = dissect(load_model(source))
     body = dataclasses.replace(body, autocast=choose(asked.dtype, "cpu").dtype)
+    if asked.cache and asked.cache.exists():
+        return Ground.load(asked.cache, body)
     tokenizer = load_tokenizer(source)
     sequences = max(round(asked.fit_sequences / 0.8) + 2, 10 * HELD)
     text = data.calibrate(
@@ -344,7 +346,10 @@ def demo_ground(asked: argparse.Namespace) -> Ground:
         return ids[torch.linspace(0, len(ids) - 1, min(count, len(ids))).round().long()]
 
     fit, held = some(text.fit, asked.fit_sequences), some(text.select, HELD)
-    return Ground.of(body, SEGMENT, fit, held, unseen.ids)
+    ground = Ground.of(body, SEGMENT, fit, held, unseen.ids)
+    if asked.cache:
+        ground.save(asked.cache)
+    return ground
 
 
 def main() -> None:
@@ -355,6 +360,7 @@ def main() -> None:
     parser.add_argument("--fit-sequences", type=int, default=160)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--cache", type=Path, help="keep the states there, and take them again")
     asked = parser.parse_args()
     began = time.perf_counter()
     ground = demo_ground(asked)
