@@ -7,8 +7,9 @@
 
 The demo model without blocks 13-18. `ladder` heals on TEXT as `clp-edge compress --blocks 13-18
 --preset P --calibration TEXT` does (TEXT "own": the model writes it, as without --calibration) and
-judges on EVAL (sequences of 512) and on TEXT's own report split (32 sequences). `step` times a step
-on KL beside the naive one, in turns. Both print JSON.
+judges on EVAL (sequences of 512) and on TEXT's own report split (32 sequences); with `--kept
+FOLDER` a run that was ended while it judged goes on from its healed weights. `step` times a step on
+KL beside the naive one, in turns. Both print JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import hashlib
 import json
 import statistics
 import sys
@@ -51,6 +53,16 @@ def _learner(dtype: str) -> tuple[Anatomy, Any, str]:
     learning = choose(dtype, "cpu")
     body = dissect(load_model(source))
     return dataclasses.replace(body, autocast=learning.dtype), load_tokenizer(source), learning.name
+
+
+def _key(asked: argparse.Namespace) -> str:
+    """Of what the healed weights depend on."""
+    parts = {
+        k: str(v)
+        for k, v in vars(asked).items()
+        if k not in ("work", "eval", "eval_sequences", "kept")
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _text(asked: argparse.Namespace, body: Anatomy, tokenizer: Any) -> data.Calibration:
@@ -91,19 +103,25 @@ def ladder(asked: argparse.Namespace) -> dict[str, Any]:
             said[0] = time.perf_counter()
             print(f"{said[0] - began:.0f} s: {note} ({done}/{total})", file=sys.stderr, flush=True)
 
-    found = heal(
-        body,
-        SEGMENT,
-        text.fit,
-        text.select,
-        rungs=asked.heal,
-        tune_blocks=asked.tune_blocks,
-        tuning=TuningSettings(
-            steps=asked.steps or work.tuning_steps, rate=asked.rate or work.tuning_rate
-        ),
-        progress=speak,
-    )
-    seconds = time.perf_counter() - began
+    kept = asked.kept / f"healed-{_key(asked)}.pt" if asked.kept else None
+    if kept is not None and kept.exists():
+        found, seconds = torch.load(kept, weights_only=False)
+    else:
+        found = heal(
+            body,
+            SEGMENT,
+            text.fit,
+            text.select,
+            rungs=asked.heal,
+            tune_blocks=asked.tune_blocks,
+            tuning=TuningSettings(
+                steps=asked.steps or work.tuning_steps, rate=asked.rate or work.tuning_rate
+            ),
+            progress=speak,
+        )
+        seconds = time.perf_counter() - began
+        if kept is not None:
+            torch.save((found, seconds), kept)
     came = [(rung.name, rung.kl_after, rung.kept, round(rung.seconds, 1)) for rung in found.rungs]
     print(f"{seconds:.0f} s: {found.kl_cut:.4f}, {came}; judging", file=sys.stderr, flush=True)
     exact = dataclasses.replace(body, autocast=None)
@@ -208,7 +226,7 @@ def main() -> None:
             verb.add_argument("--sequences", type=int)
             verb.add_argument("--eval-sequences", type=int, default=32)
             verb.add_argument("--steps", type=int, help="on KL; three times as many local ones")
-            verb.add_argument("--kept", type=Path, help="a folder in which own text is kept")
+            verb.add_argument("--kept", type=Path, help="a folder for own text and healed weights")
         else:
             verb.add_argument("--turns", type=int, default=7)
     asked = parser.parse_args()
