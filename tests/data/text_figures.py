@@ -3,7 +3,7 @@
     python -m tests.data.text_figures VARIANT [--eval TEXT] [--sequences N] [--draw SEED]
                                       [--prefixes TEXT] [--kept DIR] [--append FILE]
     python -m tests.data.text_figures compare FILE
-    python -m tests.data.text_figures seconds [--sequences N]
+    python -m tests.data.text_figures seconds [--sequences N] [--length N] [--turns N]
 
 The demo model without blocks 13-18 is healed (refit, local rung, KL; the balanced preset's sizes)
 on N sequences of 256 that a VARIANT makes, under the learning precision, and judged in float32 on
@@ -338,23 +338,33 @@ def compare(asked: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def seconds(asked: argparse.Namespace) -> dict[str, Any]:
-    """Writing in float32 and under bfloat16, in turns."""
-    taken: dict[str, list[float]] = {}
+    """Writing in float32 and under bfloat16, in turns, and a float32 copy cast to bfloat16 whole.
+
+    Autocast casts every weight anew at every step, which tells where a step has few rows.
+    """
+    body, tokenizer, _ = _learner("float32")
+    whole = copy.deepcopy(body.model).to(torch.bfloat16)
+    ways = {
+        "float32": body,
+        "autocast": dataclasses.replace(body, autocast=torch.bfloat16),
+        "bfloat16 weights": dissect(whole),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(asked.turns):
-        for dtype in ("float32", "auto"):
-            body, tokenizer, learning = _learner(dtype)
+        for name, way in ways.items():
             began = time.perf_counter()
-            with body.precision():
+            with way.precision():
                 data.write_own_text(
-                    body.model,
+                    way.model,
                     tokenizer,
-                    sequences=asked.sequences or 64,
-                    length=LENGTH,
+                    sequences=asked.sequences,
+                    length=asked.length,
                     seed=turn,
                     batch=OWN_TEXT_BATCH,
                 )
-            taken.setdefault(learning, []).append(time.perf_counter() - began)
-    return {"sequences": asked.sequences or 64, "length": LENGTH, "seconds": taken}
+            taken[name].append(round(time.perf_counter() - began, 2))
+            print(name, taken[name], file=sys.stderr, flush=True)
+    return {"sequences": asked.sequences, "length": asked.length, "seconds": taken}
 
 
 def main() -> None:
@@ -378,8 +388,9 @@ def main() -> None:
     verb.add_argument("file")
     verb = verbs.add_parser("seconds")
     verb.set_defaults(work=seconds, append=None)
-    verb.add_argument("--sequences", type=int)
-    verb.add_argument("--turns", type=int, default=1)
+    verb.add_argument("--sequences", type=int, default=64)
+    verb.add_argument("--length", type=int, default=LENGTH)
+    verb.add_argument("--turns", type=int, default=2)
     asked = parser.parse_args()
     if asked.variant == "prefixes" and not asked.prefixes:
         parser.error("prefixes needs --prefixes")
