@@ -155,6 +155,11 @@ RUNGS.add(
     "the block before the cut in closed form, in seconds",
 )
 RUNGS.add(
+    "graft",
+    "clp_edge.heal.graft:GRAFT",
+    "then neurons of the removed blocks in place of its weakest",
+)
+RUNGS.add(
     "local",
     "clp_edge.heal.local:LOCAL",
     "then the blocks around the cut (--tune-blocks) on the hidden state behind them",

@@ -1,7 +1,8 @@
 """Heal: mend the cut by changing the blocks beside it, and nothing else.
 
 A ladder whose rungs all fold into existing weights: the closed-form refit of the block before the
-cut, local tuning of the blocks around it, then tuning of the same blocks on KL. A rung that does
+cut, neurons of the removed blocks in its MLP, local tuning of the blocks around the cut, then
+tuning of the same blocks on KL. A rung that does
 not lower KL on held-back text is thrown away. Rungs stand behind one class (rung.py) and are rows
 of RUNGS.
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from clp_edge.errors import ClpEdgeError
 from clp_edge.heal.blocks import tuned_blocks
 from clp_edge.heal.endpoints import ENDPOINTS
+from clp_edge.heal.graft import GRAFT
 from clp_edge.heal.held import judge_tail
 from clp_edge.heal.ladder import climb, rungs_up_to
 from clp_edge.heal.local import LOCAL
@@ -111,12 +113,13 @@ class HealResult:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """collect, refit, local, tune, and step, the mean of one step on KL: what there was."""
+        """collect, refit, graft, local, tune, and step, the mean of one step on KL: what there was."""
         found = {"collect": self.collect_seconds}
         refit, tuned = self.rung(REFIT.name), self.rung(ENDPOINTS.name)
-        local = self.rung(LOCAL.name)
-        if local is not None:
-            found["local"] = local.seconds
+        for name in (GRAFT.name, LOCAL.name):
+            rung = self.rung(name)
+            if rung is not None:
+                found[name] = rung.seconds
         if refit is not None:
             found["refit"] = refit.seconds
         if tuned is not None:

@@ -199,7 +199,7 @@ class Refit(Rung):
         original = best = weight.detach().clone()
         kl, judged, ridge, explained = math.inf, None, math.nan, 0.0
         tried: dict[float, float] = {}
-        for one in _downhill(tried):
+        for one in downhill(tried):
             try:
                 change = sums.change(one)
             except torch.linalg.LinAlgError:  # too little text for so small a lambda
@@ -221,7 +221,7 @@ class Refit(Rung):
         return Mended(judged, {"ridge": ridge, "explained": explained, "by_ridge": curve})
 
 
-def _downhill(tried: dict[float, float]) -> Iterator[float]:
+def downhill(tried: dict[float, float]) -> Iterator[float]:
     """Lambdas from the usual one down to smaller ones, then up, each way while KL falls."""
     yield RIDGES[FIRST]
     for way in (range(FIRST - 1, -1, -1), range(FIRST + 1, len(RIDGES))):

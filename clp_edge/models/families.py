@@ -37,6 +37,9 @@ class Family:
     """Block-relative: the module whose output is added to the residual stream."""
     down_projection: str = "mlp.down_proj"
     """Block-relative: the last matrix of the MLP."""
+    mlp_norm: str = ""
+    """Block-relative: the RMS norm through which a gated MLP reads the residual stream that it adds
+    to; empty where it is another kind of MLP or norm, or not known."""
     norm_after_mlp: bool = False
     """True where a norm stands between the last MLP matrix and the residual stream."""
     residual_multiplier: str | None = None
@@ -70,18 +73,21 @@ def _sandwich(model_type: str) -> Family:
     )
 
 
+_MLP_NORM = "post_attention_layernorm"
+
 FAMILIES: dict[str, Family] = {
     row.model_type: row
     for row in (
-        Family("llama"),
-        Family("mistral"),
-        Family("qwen2"),
-        Family("qwen3"),
-        Family("phi3"),
-        Family("smollm3"),
+        Family("llama", mlp_norm=_MLP_NORM),
+        Family("mistral", mlp_norm=_MLP_NORM),
+        Family("qwen2", mlp_norm=_MLP_NORM),
+        Family("qwen3", mlp_norm=_MLP_NORM),
+        Family("phi3", mlp_norm=_MLP_NORM),
+        Family("smollm3", mlp_norm=_MLP_NORM),
         Family("stablelm"),
         Family(
             "granite",
+            mlp_norm=_MLP_NORM,
             residual_multiplier="residual_multiplier",
             logit_divisor="logits_scaling",
         ),

@@ -69,7 +69,7 @@ def test_every_rung_says_what_it_is_worth_and_how_sure_that_is() -> None:
     assert found.held_sequences == 6
     assert found.ratio_cut is not None
     assert found.ratio_cut[1] > 0.0
-    assert [rung.name for rung in found.rungs] == ["refit", "local", "endpoints"]
+    assert [rung.name for rung in found.rungs] == ["refit", "graft", "local", "endpoints"]
     for rung in found.rungs:
         assert rung.ratio is not None
         assert rung.ratio > 0.0

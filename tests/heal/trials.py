@@ -147,7 +147,7 @@ def tuned(
     """Local tuning of these blocks of a chain."""
     job = ground.job(
         ground.tail(chain, blocks),
-        TuningSettings(epochs=1e9),
+        TuningSettings(epochs=1e9, checks=3),
         reach=max(*blocks, ground.segment.last) + 1,
     )
     found, how = ground.tune(
@@ -274,7 +274,7 @@ def qat(ground: Ground, steps: int) -> Arms:
     }
     before = deployed(ground, texts, start)
     yield "refit, local, rounded", before.figures()
-    more, settings = max(1, steps // 2), TuningSettings(epochs=1e9)
+    more, settings = max(1, steps // 2), TuningSettings(epochs=1e9, checks=3)
     base: Judged | None = None
     for name, fake, around in (
         ("more local", False, False),
