@@ -2,9 +2,8 @@
 
 A ladder whose rungs all fold into existing weights: the closed-form refit of the block before the
 cut, neurons of the removed blocks in its MLP, local tuning of the blocks around the cut, then
-tuning of the same blocks on KL. A rung that does
-not lower KL on held-back text is thrown away. Rungs stand behind one class (rung.py) and are rows
-of RUNGS.
+tuning of the same blocks on KL. A rung that does not lower KL on held-back text is thrown away.
+Rungs stand behind one class (rung.py) and are rows of RUNGS.
 
 >>> healed = heal(body, Segment(13, 18), fit, select, rungs="endpoints")    # doctest: +SKIP
 >>> healed.kl_cut, healed.kl                                                # doctest: +SKIP
@@ -113,7 +112,7 @@ class HealResult:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """collect, refit, graft, local, tune, and step, the mean of one step on KL: what there was."""
+        """What there was of collect, refit, graft, local, tune, and step, the mean of one on KL."""
         found = {"collect": self.collect_seconds}
         refit, tuned = self.rung(REFIT.name), self.rung(ENDPOINTS.name)
         for name in (GRAFT.name, LOCAL.name):
