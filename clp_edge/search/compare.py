@@ -21,6 +21,7 @@ from clp_edge.search.cost import cost_of
 from clp_edge.search.driver import SearchResult, search, window_starts
 from clp_edge.search.healed import healed_scores
 from clp_edge.search.method import Problem
+from clp_edge.search.sparing import sparing
 from clp_edge.search.states import collect_states
 from clp_edge.segment import Segment
 
@@ -85,6 +86,7 @@ def compare(
     Args: fit and unseen, text to refit the windows on and to judge the two criteria's choices by.
     Raises as `search` does.
     """
+    body = sparing(body)
     oracle = search(body, ids, count=count, method="exact", allowed=allowed, progress=progress)
     exact = {score.segment: np.array(score.by_sequence) for score in oracle.windows}
     rows = []

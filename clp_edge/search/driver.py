@@ -25,6 +25,7 @@ from clp_edge.registry import METHODS
 from clp_edge.search.cost import Size, cost_of
 from clp_edge.search.method import Method, Problem, Proposal, Trace
 from clp_edge.search.pairs import Pair, best_pair
+from clp_edge.search.sparing import sparing
 from clp_edge.search.states import collect_states
 from clp_edge.search.windows import Stability, WindowScore, stability, surely_better
 from clp_edge.segment import Segment, check_count
@@ -125,6 +126,7 @@ def search(
         whose logits are not finite or constant.
     """
     began = time.perf_counter()
+    body = sparing(body)
     method = METHODS.choose(method)
     starts = window_starts(len(body), count, allow_ends=allow_ends)
     if not any(allowed(Segment.from_start(s, count)) for s in starts):

@@ -31,7 +31,6 @@ from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.search.gated import free_bytes
 from clp_edge.search.method import Problem
-from clp_edge.search.states import head_chunk
 from clp_edge.search.windows import WindowScore
 from clp_edge.segment import Segment
 
@@ -184,9 +183,7 @@ def _judged(
         part = inputs(start, min(start + problem.judge.batch, states.sequences))
         _, arguments = body.prepare(part.ids)
         assert part.dense is not None  # the search's text has its teacher
-        head = body.head
-        final = tail(part.entry, arguments).flatten(0, 1)
-        kl = head_kl(head, part.dense, final, chunk=head_chunk(head))
+        kl = head_kl(body.head, part.dense, tail(part.entry, arguments).flatten(0, 1))
         by_sequence.extend(kl.view(len(part.ids), -1).mean(dim=1).tolist())
     score = WindowScore.of(segment, by_sequence)
     return (score if math.isfinite(score.kl) else None), passes + 1.0

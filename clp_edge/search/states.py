@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError
-from clp_edge.kernels.head_kl import Head, Teacher, teacher
+from clp_edge.kernels.head_kl import Teacher, teacher
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
 from clp_edge.search.gated import free_bytes
@@ -62,16 +62,6 @@ class BlockStates:
     def rows(self, first: int, last: int) -> slice:
         """The flat token rows of the sequences first ... last-1."""
         return slice(first * self.tokens, last * self.tokens)
-
-
-def head_chunk(head: Head) -> int | None:
-    """Positions whose logits a search holds at once in host memory; None: the kernels' own number.
-
-    A teacher holds three tables of that size: a third of the kernels' own chunk saves 130 MiB.
-    """
-    if head.weight.device.type != "cpu":
-        return None
-    return max(1, head.chunk() // 3)
 
 
 class _Room:
@@ -129,8 +119,7 @@ def collect_states(
             kept[index][rows] = hidden
             hidden = body.run_block(index, hidden, arguments)
         kept[total][rows] = hidden
-        final = body.normed(hidden).flatten(0, 1)
-        teachers.append(teacher(body.head, final, chunk=head_chunk(body.head)))
+        teachers.append(teacher(body.head, body.normed(hidden).flatten(0, 1)))
         progress(rows.stop, len(ids), "dense pass")
     states = BlockStates(
         ids=ids,

@@ -16,7 +16,7 @@ import torch
 from clp_edge.kernels.head_kl import head_kl
 from clp_edge.metrics import mean_and_standard_error
 from clp_edge.models.anatomy import Anatomy
-from clp_edge.search.states import BlockStates, head_chunk
+from clp_edge.search.states import BlockStates
 from clp_edge.segment import Segment
 
 
@@ -55,8 +55,7 @@ def window_kl(
     left = [i for i in range(segment.last + 1, len(body)) if gone is None or i not in gone.blocks]
     hidden = body.run_blocks(left, hidden, arguments)
     dense = states.dense.select(states.rows(first, last))
-    final = body.normed(hidden).flatten(0, 1)
-    kl = head_kl(body.head, dense, final, chunk=head_chunk(body.head))
+    kl = head_kl(body.head, dense, body.normed(hidden).flatten(0, 1))
     values: list[float] = kl.view(last - first, -1).mean(dim=1).tolist()
     return values
 

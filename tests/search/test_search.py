@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from clp_edge.search import choose_method, search, window_starts
 from clp_edge.search.cost import Cost, Size, cost_of
 from clp_edge.search.gate import gate_values
 from clp_edge.search.judge import Judge
+from clp_edge.search.sparing import sparing
 from clp_edge.search.states import collect_states
 from clp_edge.search.windows import WindowScore, stability, surely_better
 from clp_edge.segment import Segment
@@ -282,3 +284,16 @@ def test_dead_models_are_named_and_refused() -> None:
         constant.model.norm.weight.zero_()
     with pytest.raises(ClpEdgeError, match="same for every token"):
         search(dissect(constant), random_ids(2, 24), count=2)
+
+
+def test_a_search_holds_fewer_logits_at_once_and_finds_the_same() -> None:
+    body = dissect(tiny_model("gemma2"))  # with a soft cap, and a scale of the logits
+    lean = sparing(body)
+    assert lean.head.chunk() == body.head.chunk() // 3
+    assert (lean.head.scale, lean.head.softcap) == (body.head.scale, body.head.softcap)
+    assert lean.head.weight is body.head.weight
+    ids = random_ids(2, 24)
+    one, other = (collect_states(each, ids).dense for each in (body, lean))
+    assert torch.equal(one.offset, other.offset)
+    assert torch.equal(one.expected, other.expected)
+    assert replace(lean, autocast=torch.bfloat16).head.chunk() == lean.head.chunk()
