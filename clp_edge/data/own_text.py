@@ -24,6 +24,7 @@ from torch import Tensor
 
 from clp_edge.data.calibration import Calibration, split_sequences
 from clp_edge.data.growing_cache import growing_cache
+from clp_edge.data.kept_casts import casts_kept
 from clp_edge.data.packing import follows_bos
 from clp_edge.durable import whole_file
 from clp_edge.errors import ClpEdgeError, UsageError
@@ -131,18 +132,19 @@ def _write(
     starts = _first_tokens(tokenizer, banned, sequences, generator)
     bos = follows_bos(tokenizer)
     written = []
-    for first in range(0, sequences, batch):
-        ids = starts[first : first + batch, None]
-        if bos is not None:
-            ids = torch.cat([torch.full_like(ids, bos), ids], dim=1)
-        step, cache = ids, growing_cache(model.config)
-        while ids.shape[1] < length:
-            out = model(step.to(model.device), past_key_values=cache, use_cache=True)
-            step = _sample(out.logits[:, -1], banned, temperature, generator)
-            ids = torch.cat([ids, step], dim=1)
-            done = first * length + ids.numel()
-            progress(done, sequences * length, "the model writes its calibration text")
-        written.append(ids)
+    with casts_kept(model):
+        for first in range(0, sequences, batch):
+            ids = starts[first : first + batch, None]
+            if bos is not None:
+                ids = torch.cat([torch.full_like(ids, bos), ids], dim=1)
+            step, cache = ids, growing_cache(model.config)
+            while ids.shape[1] < length:
+                out = model(step.to(model.device), past_key_values=cache, use_cache=True)
+                step = _sample(out.logits[:, -1], banned, temperature, generator)
+                ids = torch.cat([ids, step], dim=1)
+                done = first * length + ids.numel()
+                progress(done, sequences * length, "the model writes its calibration text")
+            written.append(ids)
     return torch.cat(written)
 
 
