@@ -9,22 +9,12 @@ neither counts for this stage nor takes room from it.
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from types import TracebackType
 
-from clp_edge.runtimes.memory import peak_rss_mib
+from clp_edge.runtimes.memory import hand_back, peak_rss_mib
 
 _RESET = Path("/proc/self/clear_refs")
-
-
-def hand_back() -> None:
-    """Hand freed memory back to the system, where the C library is one that can (glibc)."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
-        return
-    trim(0)
 
 
 class PeakMemory:

@@ -7,7 +7,8 @@ then judged, refitted, on the text of the search. A refit that makes a window wo
 made, as in healing.
 
 Memory: two Gram sums a window, in the sizes of its last matrix. Where they do not fit beside each
-other, there is one pass for each group that does.
+other, there is one pass for each group that does. What was freed before goes back to the system:
+here is the peak of a search.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from clp_edge.heal.tail import Tail
 from clp_edge.kernels.head_kl import head_kl
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress, silent
+from clp_edge.runtimes.memory import hand_back
 from clp_edge.search.gated import free_bytes
 from clp_edge.search.method import Problem
 from clp_edge.search.windows import WindowScore
@@ -71,10 +73,12 @@ def healed_scores(
     spent = 0.0
     per_token = fit.numel() / problem.states.ids.numel()
     for group in _groups(body, possible, room, problem.states.device):
+        hand_back()
         watchers = _watch(body, group, fit, problem.judge.batch, progress)
         deepest = max(one.last for one in group) + 1
         spent += per_token * deepest * cost.block / cost.forward
         for done, one in enumerate(group):
+            hand_back()
             score, passes = _judged(problem, one, watchers.pop(one))
             spent += passes * cost.tail(one.last - one.first + max(one.first - 1, 0))
             if score is not None:
