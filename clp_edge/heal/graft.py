@@ -108,28 +108,32 @@ class Union:
     origin: Tensor
     """(neurons,) block ids"""
     gram: Tensor
-    """r²·A: (neurons, neurons) float64 in host memory"""
+    """r²·A: (neurons, neurons) float32, as it was summed, in host memory; solved in float64"""
     cross: Tensor
     """r·sum w y xᵀ: (hidden, neurons) float64"""
     prior: Tensor
     """P: (hidden, neurons) float64"""
 
-    def solve(self, chosen: Tensor, ridge: float) -> Tensor:
-        """T (hidden, chosen) for a ridge relative to the mean diagonal."""
-        gram = self.gram[chosen][:, chosen]
+    def _ridged(self, index: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """The Cholesky factor of G for these neurons, and lambda, relative to the mean diagonal."""
+        gram = self.gram[index[:, None], index].double()
         size = ridge * gram.diagonal().mean()
         gram.diagonal().add_(size)
+        return torch.linalg.cholesky(gram), size
+
+    def solve(self, chosen: Tensor, ridge: float) -> Tensor:
+        """T (hidden, chosen)."""
+        factor, size = self._ridged(chosen, ridge)
         right = (self.cross + size * self.prior)[:, chosen]
-        return torch.cholesky_solve(right.T, torch.linalg.cholesky(gram)).T
+        return torch.cholesky_solve(right.T, factor).T
 
     def choose(self, width: int, ridge: float = RIDGE) -> Tensor:
         """The `width` neurons that are left when the cheapest have gone: sorted indices."""
-        gram = self.gram.clone()
-        size = ridge * gram.diagonal().mean()
-        gram.diagonal().add_(size)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        left = torch.arange(len(self.gram))
+        factor, size = self._ridged(left, ridge)
+        inverse = torch.cholesky_inverse(factor)
+        del factor  # each of these is 2.7 GB for an 8B model
         weights = (self.cross + size * self.prior) @ inverse
-        left = torch.arange(len(gram))
         while len(left) > width:
             excess = len(left) - width
             count = excess if excess < 16 else excess // 5
@@ -137,11 +141,12 @@ class Union:
             order = cost.argsort(stable=True)
             gone, stay = order[:count], order[count:].sort().values
             # [G^-1 without D] = H_SS - H_SD H_DD^-1 H_DS, and T follows.
-            across = inverse[gone][:, stay]
-            factor = torch.linalg.cholesky(inverse[gone][:, gone])
-            solved = torch.cholesky_solve(across, factor)
+            across = inverse[gone[:, None], stay]
+            corner = torch.linalg.cholesky(inverse[gone[:, None], gone])
+            solved = torch.cholesky_solve(across, corner)
             weights = weights[:, stay] - weights[:, gone] @ solved
-            inverse = inverse[stay][:, stay].addmm_(across.T, solved, alpha=-1.0)
+            inverse = inverse[stay[:, None], stay]
+            inverse.addmm_(across.T, solved, alpha=-1.0)
             left = left[stay]
         return left
 
@@ -225,6 +230,11 @@ def places(chosen: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     return own, free.nonzero().flatten(), chosen[chosen >= width]
 
 
+def extra(width: int, there: int) -> int:
+    """How many of the removed blocks' neurons come into the union."""
+    return min(int(EXTRA * width), EXTRA_AT_MOST, there)
+
+
 def united(states: GraftStates, mlp: GatedMlp, block: int) -> Union:
     """The own neurons of `block` and the most promising of the removed ones."""
     device = mlp.down.device
@@ -238,8 +248,8 @@ def united(states: GraftStates, mlp: GatedMlp, block: int) -> Union:
         root * (goal - a - offset - r * (own(mlp.normed(a), dtype) @ mine.T))
         for a, goal, root in states.parts(device)
     ]
-    wins, theirs, origin = [], [], []
-    for index, removed in states.removed.items():
+    wins = []
+    for removed in states.removed.values():
         there = removed.held_by(device).neurons()
         power = torch.zeros(len(there), device=device)
         pull = torch.zeros(len(mine), len(there), device=device)
@@ -247,14 +257,20 @@ def united(states: GraftStates, mlp: GatedMlp, block: int) -> Union:
             x = root * there(mlp.normed(a), dtype)
             power += x.square().sum(0)
             pull.addmm_(rest.T, x)
-        wins.append(pull.square().sum(0) / power.clamp_min(1e-30))
-        theirs.append(there.to(HOST))
-        origin += [index] * len(there)
+        wins.append((pull.square().sum(0) / power.clamp_min(1e-30)).to(HOST))
+        del there
     del rests
-    count = min(int(EXTRA * mlp.width), EXTRA_AT_MOST, len(origin))
-    best = torch.cat(wins).topk(count).indices.sort().values.cpu()
-    union = Neurons.cat([own, Neurons.cat(theirs).pick(best).to(device)])
-    del theirs
+    win = torch.cat(wins)
+    best = torch.zeros(len(win), dtype=torch.bool)
+    best[win.topk(extra(mlp.width, len(win))).indices] = True
+    # Block by block again: all of their rows in float32 would be as large as the blocks.
+    parts, origin = [own], [torch.full((mlp.width,), block)]
+    wanted = best.split([len(one) for one in wins])
+    for (index, removed), some in zip(states.removed.items(), wanted, strict=True):
+        parts.append(removed.neurons().pick(some.nonzero().flatten()).to(device))
+        origin.append(torch.full((len(parts[-1]),), index))
+    union = Neurons.cat(parts)
+    del parts
     gram = torch.zeros(len(union), len(union), device=device)
     cross = torch.zeros(len(mine), len(union), device=device)
     for a, goal, root in states.parts(device):
@@ -263,5 +279,5 @@ def united(states: GraftStates, mlp: GatedMlp, block: int) -> Union:
         cross.addmm_((root * (goal - a - offset)).T, x, alpha=r)
     prior = torch.zeros_like(cross)
     prior[:, : mlp.width] = mine
-    blocks = torch.cat([torch.full((mlp.width,), block), torch.tensor(origin)[best]])
-    return Union(union, blocks, *(part.to(HOST).double() for part in (gram, cross, prior)))
+    sums = gram.to(HOST), cross.to(HOST).double(), prior.to(HOST).double()
+    return Union(union, torch.cat(origin), *sums)

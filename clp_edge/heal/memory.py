@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clp_edge.heal.graft import GRAFT, ROWS, TOKENS, extra
 from clp_edge.heal.tail import Tail, tail_blocks
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.segment import Segment
@@ -115,7 +116,9 @@ class Work:
     spent: bool = False
     """as `heal` has it"""
     tunes: bool = True
-    """whether a rung trains, or the refit is the last"""
+    """whether a rung trains, or a closed form is the last"""
+    grafts: bool = True
+    """whether the graft is climbed, where it applies"""
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,12 @@ class HealMemory:
     """the dense passes, with the whole model"""
     tuning: int
     """the rungs, with the tail alone; 0 where none trains"""
+    grafting: int = 0
+    """the choice of neurons (heal/graft.py); 0 where there is none"""
 
     @property
     def peak(self) -> int:
-        return max(self.collecting, self.tuning)
+        return max(self.collecting, self.tuning, self.grafting)
 
 
 # Per token, what a block leaves for its backward: (hidden, intermediate) numbers, as counted on
@@ -174,8 +179,10 @@ def predict(body: Anatomy, segment: Segment, tuned: Sequence[int], work: Work) -
     passing = size * at_once * numbers(LIVE)
     parts = 8 * at_once * inner if gram else 0
     collecting = whole + light + copies + states + size * fit + sums + passing + parts + logits
-    if not work.tunes:
-        return HealMemory(round(collecting), 0)
+    grafts = work.grafts and GRAFT.refuses(body, segment) is None
+    # What the graft keeps of the pass is in host memory, and once more while it is thinned out.
+    kept_states = 2 * size * min(TOKENS, work.fit_tokens) * hidden
+    collecting += kept_states if grafts and on_cpu else 0
 
     reach = max(*tuned, segment.last) + 1
     kept = sum(blocks[i] for i in order if not (casts and i not in mended))
@@ -184,6 +191,22 @@ def predict(body: Anatomy, segment: Segment, tuned: Sequence[int], work: Work) -
     elif not work.spent:
         kept = sum(blocks)
     stays = size * (kept + head + (embedding if on_cpu and not shared else 0)) + light
+    grafting = 0.0
+    if grafts:
+        leaving = 2 * size * segment.count * inner * hidden if on_cpu and work.spent else 0
+        union = inner + extra(inner, segment.count * inner)
+        rows = 4 * 2 * union * hidden
+        # United: what is left of the gap, and a block's neurons; then the Gram sums and a batch.
+        at_first = 4 * min(TOKENS, work.fit_tokens) * hidden + 4 * 2 * inner * hidden
+        summing = rows + 4 * union * union + 3 * 4 * min(ROWS, work.fit_tokens) * union
+        # Chosen: the inverse and one more of its size.
+        choosing = rows + 20 * union * union + 3 * 8 * union * hidden
+        held_here = kept_states + leaving if on_cpu else 0
+        united = held_here + 4 * 2 * inner * hidden + max(at_first, summing)
+        most = max(united, choosing) if on_cpu else united
+        grafting = stays + copies + states + most + (8 * gram + copies if on_cpu else 0)
+    if not work.tunes:
+        return HealMemory(round(collecting), 0, round(grafting))
     # Two moments; in host memory, in the last third the mean, and the two states to go back to.
     training = copies + 2 * trained + (trained + 2 * copies if on_cpu else 0)
     # A step's gradients come while what the forward left for them goes; held-back text is run
@@ -198,4 +221,4 @@ def predict(body: Anatomy, segment: Segment, tuned: Sequence[int], work: Work) -
     teachers = 4 * fit + (2 * head if casts else 0)
     refit = 8 * gram if on_cpu else 0
     tuning = stays + training + step + states + teachers + refit
-    return HealMemory(round(collecting), round(tuning))
+    return HealMemory(round(collecting), round(tuning), round(grafting))

@@ -9,6 +9,7 @@ import torch
 from clp_edge.config import CompressConfig
 from clp_edge.heal import HELD_SEQUENCES
 from clp_edge.heal.blocks import tuned_blocks
+from clp_edge.heal.graft import GRAFT
 from clp_edge.heal.memory import HealMemory, Work, predict
 from clp_edge.heal.refit import REFIT
 from clp_edge.models.anatomy import Anatomy, dissect
@@ -38,7 +39,8 @@ def of_text(
         length=length,
         autocast=autocast,
         spent=True,
-        tunes=rungs != REFIT.name,
+        tunes=rungs not in (REFIT.name, GRAFT.name),
+        grafts=rungs != REFIT.name,
     )
     return predict(body, segment, tuned_blocks(tune_blocks, segment, len(body)), work)
 
@@ -76,11 +78,12 @@ def foretold(
 
 
 def words(told: HealMemory) -> str:
-    """As it is shown: both phases in MiB."""
-    collecting, tuning = told.collecting / 2**20, told.tuning / 2**20
-    if not told.tuning:
-        return f"about {collecting:,.0f} MiB"
-    return (
-        f"about {max(collecting, tuning):,.0f} MiB "
-        f"(dense passes {collecting:,.0f}, tuning {tuning:,.0f})"
-    )
+    """As it is shown: the phases in MiB."""
+    phases = {
+        "dense passes": told.collecting,
+        "graft": told.grafting,
+        "tuning": told.tuning,
+    }
+    there = [f"{name} {size / 2**20:,.0f}" for name, size in phases.items() if size]
+    most = f"about {told.peak / 2**20:,.0f} MiB"
+    return f"{most} ({', '.join(there)})" if len(there) > 1 else most

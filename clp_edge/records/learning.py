@@ -180,7 +180,7 @@ class HealRecord:
     notes: tuple[str, ...] = ()
     """what was left out, and why"""
     parts: dict[str, float] = field(default_factory=dict)
-    """seconds of collect, refit, local, tune; and of one step on KL"""
+    """seconds of collect, refit, graft, local, tune; and of one step on KL"""
     rungs: tuple[RungRecord, ...] = ()
     """those that were climbed, in order; one that does not apply to this cut is in `notes`"""
     precision: str = ""

@@ -173,6 +173,8 @@ def peak_bytes(found: list[int]) -> Iterator[None]:
         (True, False, "endpoints"),
         (True, True, "endpoints"),
         (True, False, "refit"),
+        (True, False, "graft"),
+        (True, True, "graft"),
     ],
 )
 def test_the_peak_is_as_predicted(spent: bool, autocast: bool, rungs: str) -> None:
@@ -189,7 +191,8 @@ def test_the_peak_is_as_predicted(spent: bool, autocast: bool, rungs: str) -> No
         length=64,
         autocast=body.autocast,
         spent=spent,
-        tunes=rungs != "refit",
+        tunes=rungs == "endpoints",
+        grafts=rungs != "refit",
     )
     # A body of the meta device says the same: nothing is read but shapes.
     with torch.device("meta"):
