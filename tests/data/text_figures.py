@@ -1,7 +1,8 @@
 """What healing learns from text that the model writes in other ways (minutes, not a test).
 
     python -m tests.data.text_figures VARIANT [--eval TEXT] [--sequences N] [--draw SEED]
-                                      [--prefixes TEXT] [--kept DIR] [--append FILE]
+                                      [--prefixes TEXT] [--heal RUNG] [--kept DIR]
+                                      [--append FILE]
     python -m tests.data.text_figures compare FILE
     python -m tests.data.text_figures seconds [--sequences N] [--length N] [--turns N]
 
@@ -19,15 +20,15 @@ on N sequences of 256 that a VARIANT makes, under the learning precision, and ju
     prefixes  after 8 tokens of real text (--prefixes) in place of one random token; openings that
               TEXT holds are not taken
 
---kept keeps written text for other variants; --append adds the result as a line, and `compare`
+--kept keeps written text, for other variants too, and what was healed: a run that was stopped goes
+on there. --append adds the result as a line, and `compare`
 prints every line beside the `plain` ones of the same draw, with paired standard errors over the
-judge's sequences. `seconds` times the writing in float32 and under bfloat16. All print JSON.
+judge's sequences. `seconds` times the writing. All print JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import hashlib
 import json
@@ -45,6 +46,7 @@ from torch import Tensor
 
 from clp_edge import data
 from clp_edge.config import PRESETS
+from clp_edge.data import kept_casts
 from clp_edge.data.calibration import split_sequences
 from clp_edge.data.growing_cache import growing_cache
 from clp_edge.data.own_text import _first_tokens, _sample, banned_ids
@@ -131,7 +133,7 @@ def write(
     queues: list[deque[int]] = [deque() for _ in starts]
     said, users = [0] * len(starts), [True] * len(starts)
     step, cache = ids, growing_cache(body.model.config)
-    with body.precision():
+    with body.precision(), kept_casts.casts_kept(body.model):
         while ids.shape[1] < LENGTH:
             logits = body.model(step, past_key_values=cache, use_cache=True).logits[:, -1].float()
             if turns is not None:
@@ -267,36 +269,75 @@ def farthest(points: Tensor, count: int) -> Tensor:
 
 
 def run(asked: argparse.Namespace) -> dict[str, Any]:
-    """Write, heal, judge."""
+    """Write, heal, judge; with --kept, what an earlier run was stopped after is read back."""
     work = PRESETS["balanced"]
+    count = asked.sequences or work.own_sequences
     body, tokenizer, learning = _learner("auto")
+    told = (asked.variant, asked.draw, count, asked.page, asked.heal, LENGTH, body.autocast)
+    name = hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+    path = asked.kept and asked.kept / f"healed-{asked.variant}-{name}"
+    if path and path.with_suffix(".json").is_file():
+        state = load_file(str(path.with_suffix(".safetensors")))
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    else:
+        state, facts = _healed(asked, count, body, tokenizer)
+        if path:
+            asked.kept.mkdir(parents=True, exist_ok=True)
+            save_file(state, str(path.with_suffix(".safetensors")))
+            path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+    exact = dataclasses.replace(body, autocast=None)
+    unseen = data.evaluation_text(asked.eval, tokenizer, sequences=asked.eval_sequences, length=512)
+    reference = DenseReference.build(exact, unseen.ids)
+    dense = measure_dense(reference)
+    for key, value in state.items():
+        body.model.get_parameter(key).copy_(value)
+    remove_blocks(body.model, SEGMENT.blocks)
+    ours = measure_model(dissect(body.model), unseen.ids, reference)
+    return {
+        "variant": asked.variant,
+        "draw": asked.draw,
+        "learning": learning,
+        **facts,
+        "ratio": dataclasses.asdict(ours.ratio_to(dense)),
+        "kl": ours.kl,
+        "kl_se": ours.kl_se,
+        "dense_nll": dense.sequence_nll,
+        "nll": ours.sequence_nll,
+        "sequence_kl": ours.sequence_kl,
+    }
+
+
+def _healed(
+    asked: argparse.Namespace, count: int, body: Anatomy, tokenizer: Any
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors that healing on the variant's text changes, by their names in the dense model,
+    and how it went."""
+    work = PRESETS["balanced"]
     desk = Desk(body, tokenizer, asked)
-    rows = choose(asked.variant, desk, asked.sequences or work.own_sequences)
-    text = split_sequences(rows.ids, rows.texts(tokenizer), origin=asked.variant, sha256="", seed=0)
+    rows = choose(asked.variant, desk, count)
+    texts = rows.texts(tokenizer)
+    text = split_sequences(rows.ids, texts, origin=asked.variant, sha256="", seed=0)
+    # refused where the judge's text has what healing learns from
+    data.evaluation_text(asked.eval, tokenizer, sequences=1, length=512, against=text)
     began = time.perf_counter()
     found = heal(
         body,
         SEGMENT,
         text.fit,
         text.select,
+        rungs=asked.heal,
         tuning=TuningSettings(steps=work.tuning_steps, rate=work.tuning_rate),
     )
     seconds = time.perf_counter() - began
     came = [(rung.name, rung.kl_after, rung.kept, round(rung.seconds, 1)) for rung in found.rungs]
-    print(f"{seconds:.0f} s: {found.kl_cut:.4f}, {came}; judging", file=sys.stderr, flush=True)
-    exact = dataclasses.replace(body, autocast=None)
-    cut = copy.deepcopy(body.model)
-    remove_blocks(cut, SEGMENT.blocks)
-    found.apply(cut)
-    unseen = data.evaluation_text(
-        asked.eval, tokenizer, sequences=asked.eval_sequences, length=512, against=text
-    )
-    reference = DenseReference.build(exact, unseen.ids)
-    dense, ours = measure_dense(reference), measure_model(dissect(cut), unseen.ids, reference)
-    return {
-        "variant": asked.variant,
-        "draw": asked.draw,
-        "learning": learning,
+    print(f"{seconds:.0f} s: {found.kl_cut:.4f}, {came}", file=sys.stderr, flush=True)
+    blocks = {id(parameter): name for name, parameter in body.model.named_parameters()}
+    state = {
+        blocks[id(body.blocks[index].get_parameter(name))]: value.contiguous()
+        for index, tensors in found.state.items()
+        for name, value in tensors.items()
+    }
+    facts = {
         "fit": list(text.fit.shape),
         "select": len(text.select),
         "repeats": str(text.repeats),
@@ -305,13 +346,8 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         "seconds of healing": seconds,
         "kl_cut": found.kl_cut,
         "rungs": came,
-        "ratio": dataclasses.asdict(ours.ratio_to(dense)),
-        "kl": ours.kl,
-        "kl_se": ours.kl_se,
-        "dense_nll": dense.sequence_nll,
-        "nll": ours.sequence_nll,
-        "sequence_kl": ours.sequence_kl,
     }
+    return state, facts
 
 
 def difference(ours: list[float], theirs: list[float]) -> tuple[float, float]:
@@ -338,20 +374,15 @@ def compare(asked: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def seconds(asked: argparse.Namespace) -> dict[str, Any]:
-    """Writing in float32 and under bfloat16, in turns, and a float32 copy cast to bfloat16 whole.
-
-    Autocast casts every weight anew at every step, which tells where a step has few rows.
-    """
+    """Writing in float32, under bfloat16, and so with each weight cast at every step, in turns."""
     body, tokenizer, _ = _learner("float32")
-    whole = copy.deepcopy(body.model).to(torch.bfloat16)
-    ways = {
-        "float32": body,
-        "autocast": dataclasses.replace(body, autocast=torch.bfloat16),
-        "bfloat16 weights": dissect(whole),
-    }
+    fast = dataclasses.replace(body, autocast=torch.bfloat16)
+    room = kept_casts.LARGEST_BYTES
+    ways = {"float32": (body, room), "bfloat16": (fast, room), "cast at every step": (fast, 0)}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(asked.turns):
-        for name, way in ways.items():
+        for name, (way, largest) in ways.items():
+            kept_casts.LARGEST_BYTES = largest
             began = time.perf_counter()
             with way.precision():
                 data.write_own_text(
@@ -379,6 +410,7 @@ def main() -> None:
         verb.add_argument("--eval-sequences", type=int, default=32)
         verb.add_argument("--sequences", type=int)
         verb.add_argument("--draw", type=int, default=0, help="the seed of the writing")
+        verb.add_argument("--heal", default="endpoints", help="the last rung to climb")
         verb.add_argument("--page", type=int, default=56, help="sequences written at once")
         verb.add_argument("--prefixes", help="a text of many documents")
         verb.add_argument("--kept", type=Path, help="a folder in which written text is kept")
