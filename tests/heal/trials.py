@@ -30,7 +30,7 @@ from clp_edge.models.anatomy import dissect
 from clp_edge.models.precision import choose
 from clp_edge.models.source import load_model, load_tokenizer, locate
 from clp_edge.segment import Segment
-from tests.heal.grafting import grafted, union
+from tests.heal.grafting import grafted, union, width_of
 from tests.heal.ground import Chain, Ground, Judged, Text, local_loss
 
 SEGMENT = Segment(13, 18)
@@ -59,9 +59,9 @@ def graft(ground: Ground, steps: int) -> Arms:
     began = time.perf_counter()
     found = union(ground)
     collecting = time.perf_counter() - began
-    width = int((found.neurons.origin == ground.segment.first - 1).sum())
+    width = width_of(ground, found)
     began = time.perf_counter()
-    chosen = found.backward(width)
+    chosen = found.choose(width)
     took = {"collecting s": round(collecting, 1), "choosing s": round(time.perf_counter() - began)}
     for name, some in (
         ("own neurons alone", torch.arange(width)),
@@ -165,8 +165,7 @@ def tuned_graft(ground: Ground, steps: int) -> Arms:
     base = ground.judge(chain)
     yield "refit, local", {**base.figures(), **facts}
     found = union(ground)
-    width = int((found.neurons.origin == ground.segment.first - 1).sum())
-    start, _ = grafted(ground, found, found.backward(width))
+    start, _ = grafted(ground, found, found.choose(width_of(ground, found)))
     chain, facts = tuned(ground, start, ground.near, steps)
     yield "graft, local", {**ground.judge(chain).figures(base), **facts}
 
