@@ -1,8 +1,8 @@
 """Which run of blocks a cut model lacks, found by equal tensors.
 
 Block j of the cut model is block j of the teacher before the cut and block j + n behind it. Blocks
-are compared by a digest of their tensors in float32, read one block at a time, so that the two may
-be stored in different precisions and neither has to fit in memory.
+are compared by a digest of their tensors, rounded as the cut's are, read one block at a time: the
+two may be stored in different precisions, and neither has to fit in memory.
 
 >>> missing_runs(["a", "b", "c", "d"], ["a", "d"])
 [Segment(first=1, last=2)]
@@ -22,7 +22,7 @@ from safetensors import safe_open
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.models import hf_folder
 from clp_edge.models.anatomy import dissect, family_of
-from clp_edge.models.source import Source, load_config, load_model
+from clp_edge.models.source import Source, load_config, load_model, stored_dtype
 from clp_edge.segment import Segment
 
 
@@ -38,14 +38,14 @@ def missing_runs(teacher: Sequence[str], cut: Sequence[str]) -> list[Segment]:
     ]
 
 
-def block_digests(source: Source) -> list[str]:
-    """A digest of each block's tensors: names, shapes and values in float32."""
+def block_digests(source: Source, rounded: torch.dtype = torch.float32) -> list[str]:
+    """A digest of each block's tensors: names, shapes and values, as `rounded` holds them."""
     config = load_config(source)
     family = family_of(config)
     total = int(config.num_hidden_layers)
     if source.is_gguf:
         body = dissect(load_model(source, dtype=torch.float32, device="cpu"))
-        return [_digest(sorted(block.state_dict().items())) for block in body.blocks]
+        return [_digest(sorted(block.state_dict().items()), rounded) for block in body.blocks]
     places: dict[int, list[tuple[str, Any, str]]] = {index: [] for index in range(total)}
     for path in hf_folder.weight_files(source.path):
         file = safe_open(path, framework="pt", device="cpu")
@@ -64,7 +64,9 @@ def block_digests(source: Source) -> list[str]:
             "save the model as safetensors",
         )
     return [
-        _digest([(name, file.get_tensor(key)) for name, file, key in sorted(rows, key=_first)])
+        _digest(
+            [(name, file.get_tensor(key)) for name, file, key in sorted(rows, key=_first)], rounded
+        )
         for rows in places.values()
     ]
 
@@ -73,13 +75,13 @@ def _first(row: tuple[str, Any, str]) -> str:
     return row[0]
 
 
-def _digest(tensors: Sequence[tuple[str, torch.Tensor]]) -> str:
+def _digest(tensors: Sequence[tuple[str, torch.Tensor]], rounded: torch.dtype) -> str:
     found = hashlib.sha256()
     for name, tensor in tensors:
         if name.endswith("rotary_emb.inv_freq"):
             continue
         found.update(f"{name}{tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().float().contiguous().numpy().tobytes())
+        found.update(tensor.detach().to(rounded).float().contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -106,7 +108,9 @@ def removed_segment(teacher: Source, cut: Source, *, said: Segment | None = None
             f"{first.num_hidden_layers}: nothing was cut",
             "give the folder of a model that lacks blocks of its teacher",
         )
-    found = missing_runs(block_digests(teacher), block_digests(cut))
+    # What a GGUF file holds is saved in float16: the teacher too is looked at as the cut holds it.
+    stored = stored_dtype(cut)
+    found = missing_runs(block_digests(teacher, stored), block_digests(cut, stored))
     listed = ", ".join(str(segment) for segment in found)
     if said is not None:
         if said in found:
