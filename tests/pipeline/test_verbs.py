@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -14,6 +15,8 @@ from clp_edge.cli import VERBS, app
 from clp_edge.models.anatomy import dissect
 from clp_edge.pipeline import provenance
 from tests.conftest import save_tiny_llama, write_words
+from tests.models.tiny_gguf import byte_level_tokenizer, write_gguf
+from tests.tiny import tiny_model
 
 TEXT = ("--preset", "quick", "--calibration", "words.txt")
 
@@ -72,6 +75,24 @@ def test_the_steps_give_the_same_weights_and_the_same_file_as_compress(place: Pa
     document = json.loads(out)
     assert document["provenance"]["heal_method"] == "refit"
     assert document["heal"]["kl_refit"] is not None
+
+
+@pytest.mark.llama
+def test_the_steps_from_a_quantized_file_give_the_same_weights_as_compress(place: Path) -> None:
+    """`heal` did not know the demo model's own cut, which is stored in float16."""
+    model = tiny_model("llama", blocks=6, tie_word_embeddings=True)
+    kind = GGMLQuantizationType.Q4_1
+    write_gguf(place / "small.Q4_1.gguf", model, byte_level_tokenizer(), quantize=kind)
+    cut = ("small.Q4_1.gguf", "--blocks", "3-4")
+    works(
+        "compress", *cut, "--heal", "refit", *TEXT, "--eval-text", "other.txt",
+        "--target", "gguf-f16", "--no-bench", "--out", "small-whole",
+    )  # fmt: skip
+    works("prune", *cut, "--out", "small-cut")
+    works("heal", "small-cut", "--heal", "refit", *TEXT, "--out", "small-healed")
+    name = "model.safetensors"
+    steps, whole = (place / out / "hf" / name for out in ("small-healed", "small-whole"))
+    assert steps.read_bytes() == whole.read_bytes()
 
 
 def test_prune_by_hand_is_plain_transformers(place: Path) -> None:
