@@ -1,11 +1,14 @@
 """Ideas for rungs, each tried beside the standing ladder at the same place (minutes, not a test).
 
     python -m tests.heal.trials NAMES TEXT EVAL [--fit-sequences 160] [--steps 120] [--cache FILE]
+    python -m tests.heal.trials NAMES --tiny qwen3 [--steps 120]
 
-The demo model without blocks 13-18. NAMES, with commas: bias, graft, bridge, progressive (closed
-forms), tuned-graft, tuned-progressive, tuned-bridge, qat (each trains). TEXT gives sequences of 256
-to fit on and 32 held back; EVAL 16 unseen ones of 512. Prints one JSON object a line: KL in nats
-under the learning stages' precision, and paired differences with their standard errors.
+The demo model without blocks 13-18, or a tiny trained model of a family (tests/trained.py) without
+blocks 3-4 of 8: seconds, and no more than a hint. NAMES, with commas: bias, graft, bridge,
+progressive (closed forms), tuned-graft, tuned-progressive, tuned-bridge, qat (each trains). TEXT
+gives sequences of 256 to fit on and 32 held back; EVAL 16 unseen ones of 512. Prints one JSON
+object a line: KL in nats under the learning stages' precision, and paired differences with their
+standard errors.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from clp_edge.models.source import load_model, load_tokenizer, locate
 from clp_edge.segment import Segment
 from tests.heal.grafting import grafted, union, width_of
 from tests.heal.ground import Chain, Ground, Judged, Text, local_loss
+from tests.trained import sentences, trained
 
 SEGMENT = Segment(13, 18)
 LENGTH = 256
@@ -351,18 +355,27 @@ def demo_ground(asked: argparse.Namespace) -> Ground:
     return ground
 
 
+def tiny_ground(asked: argparse.Namespace) -> Ground:
+    """A tiny model's that has learnt a language, in float32."""
+    texts = [sentences(count, 32, seed=seed) for seed, count in ((1, 512), (2, 64), (3, 64))]
+    return Ground.of(dissect(trained(asked.tiny)), Segment(3, 4), *texts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", help=", ".join(TRIALS))
-    parser.add_argument("text")
-    parser.add_argument("eval")
+    parser.add_argument("text", nargs="?")
+    parser.add_argument("eval", nargs="?")
+    parser.add_argument("--tiny", metavar="FAMILY")
     parser.add_argument("--fit-sequences", type=int, default=160)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cache", type=Path, help="keep the states there, and take them again")
     asked = parser.parse_args()
+    if not asked.tiny and not (asked.text and asked.eval):
+        parser.error("give TEXT and EVAL, or --tiny FAMILY")
     began = time.perf_counter()
-    ground = demo_ground(asked)
+    ground = tiny_ground(asked) if asked.tiny else demo_ground(asked)
     print(json.dumps({"collected s": round(time.perf_counter() - began, 1)}), flush=True)
     for name in asked.names.split(","):
         for arm, facts in TRIALS[name](ground, asked.steps):
