@@ -105,10 +105,27 @@ def search(report: Report) -> Sequence[Block] | None:
     return [
         Heading("Which blocks went"),
         Text(", ".join(facts) + "."),
+        *([Items(said)] if (said := tuple(_doubts(found))) else []),
         *_windows(found),
         *search_plots(found),
         *_no_gate(found),
     ]
+
+
+def _doubts(found: SearchRecord) -> Iterator[str]:
+    """How sure the choice is: the gap to the next best, rivals, what the search noted."""
+    if found.gap is not None and found.gap_se is not None:
+        gap = f"The next best window has {found.gap:+.3f} ± {found.gap_se:.3f} nats (paired)"
+        yield f"{gap}: a near tie." if found.near_tie else f"{gap}."
+    if found.rivals:
+        rivals = (f"{one.first}-{one.last} in {write.percent(one.wins)}" for one in found.rivals)
+        yield f"Of the resamples of the sequences others won: {', '.join(rivals)}."
+    if found.pair is not None:
+        low, high = found.pair.segments
+        two = f"{low.first}-{low.last} and {high.first}-{high.last}"
+        error = "" if found.pair.gap_se is None else f" ± {found.pair.gap_se:.3f}"
+        yield f"Two runs, {two}, have {found.pair.gap:+.3f}{error} nats to the best single one."
+    yield from (f"{note[:1].upper()}{note[1:]}." for note in found.notes)
 
 
 def _changed(found: SearchRecord) -> list[str]:

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from clp_edge.errors import UsageError
-from clp_edge.records import GateRecord, Report, RungRecord, Span, TuningRecord
+from clp_edge.records import (
+    GateRecord,
+    PairRecord,
+    Report,
+    RivalRecord,
+    RungRecord,
+    Span,
+    TuningRecord,
+)
 from clp_edge.registry import SECTIONS
 from clp_edge.report import render_markdown, sections, write_report
 from clp_edge.report.blocks import Block, Code, Heading, Items, Plot, Series, Table, Text
@@ -135,6 +143,27 @@ def test_every_rung_has_its_line_and_the_share_that_came_back() -> None:
     (rungs,) = (table for table in tables if "lost nats recovered" in table.header)
     at = rungs.header.index("lost nats recovered")
     assert [row[at] for row in rungs.rows] == [percent(0.56), percent(0.61)]
+
+
+def test_the_search_says_how_sure_its_choice_is() -> None:
+    assert "next best" not in render_markdown(sample_report())
+    search = replace(
+        SEARCH,
+        gap=0.004,
+        gap_se=0.011,
+        near_tie=True,
+        rivals=(RivalRecord(13, 18, 0.31),),
+        pair=PairRecord((Span(5, 7), Span(20, 22)), 0.9, 0.15, 0.02),
+        notes=("blocks 13-18 leave less, a tie, so the choice by raw KL stays",),
+    )
+    lists = [b for b in report_blocks(sample_report(search=search)) if isinstance(b, Items)]
+    (said,) = (block.items for block in lists if any("next best" in item for item in block.items))
+    assert list(said) == [
+        "The next best window has +0.004 ± 0.011 nats (paired): a near tie.",
+        f"Of the resamples of the sequences others won: 13-18 in {percent(0.31)}.",
+        "Two runs, 5-7 and 20-22, have +0.150 ± 0.020 nats to the best single one.",
+        "Blocks 13-18 leave less, a tie, so the choice by raw KL stays.",
+    ]
 
 
 def test_a_rung_says_how_sure_its_change_is() -> None:
