@@ -14,12 +14,18 @@ all offsets at once: with c_j a random number for the character at j and p odd, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 RUN = 200
 SHINGLE = 60
 SHARE = 0.02
+FRAME_SHARE = 0.05
+FRAME_LEAST = 8
+"""A passage in more texts than these is a frame, see `repeated`."""
+FRAME_AT_MOST = 0.9
+"""of a text's characters: a text that has little else is a copy of the others"""
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 INVERSE = pow(BASE, -1, 1 << 64)
 BOUNDARY = "\0"  # between texts: no run crosses it
@@ -33,10 +39,33 @@ def leaked(sequences: Sequence[str], calibration: Sequence[str]) -> list[bool]:
 
 
 def repeated(texts: Sequence[str]) -> list[bool]:
-    """Whether each text shares as much with any of the others: `leaked` of it against them."""
-    joined = BOUNDARY.join(texts)
-    owners = np.repeat(np.arange(len(texts)), [len(text) + 1 for text in texts])
-    return _judged(texts, *(_owned_by_several(joined, owners, width) for width in (RUN, SHINGLE)))
+    """Whether each text shares as much with any of the others: `leaked` of it against them.
+
+    What many texts have in common (FRAME_SHARE: a system prompt, a licence) is the frame of such
+    records and tells nothing of any one of them: it does not count, unless it is nearly all.
+    """
+    common = _owners_of_each(texts, SHINGLE) > max(FRAME_LEAST, int(FRAME_SHARE * len(texts)))
+    depth = np.zeros(sum(len(text) + len(BOUNDARY) for text in texts) + 1, dtype=np.int32)
+    depth[: common.size] += common
+    depth[SHINGLE : SHINGLE + common.size] -= common
+    framed = np.cumsum(depth) > 0  # whether each character lies in one of them
+    rests, nearly_all, start = [], [], 0
+    for text in texts:
+        own = framed[start : start + len(text)]
+        nearly_all.append(bool(own.size and own.mean() > FRAME_AT_MOST))
+        rests.append(_unmarked(text, own))
+        start += len(text) + len(BOUNDARY)
+    shared = _judged(rests, *(_owners_of_each(rests, width) > 1 for width in (RUN, SHINGLE)))
+    return [one or other for one, other in zip(shared, nearly_all, strict=True)]
+
+
+def _unmarked(text: str, marks: np.ndarray) -> str:
+    """The text without its marked characters, a boundary in the place of each run of them."""
+    if not marks.any():
+        return text
+    turns = np.flatnonzero(np.diff(marks, prepend=False, append=False))
+    kept = [text[a:b] for a, b in pairwise([0, *turns.tolist(), len(text)])]
+    return BOUNDARY.join(kept[::2])
 
 
 def _judged(texts: Sequence[str], runs: np.ndarray, shingles: np.ndarray) -> list[bool]:
@@ -50,22 +79,26 @@ def _judged(texts: Sequence[str], runs: np.ndarray, shingles: np.ndarray) -> lis
     return result
 
 
-def _owned_by_several(text: str, owners: np.ndarray, width: int) -> np.ndarray:
-    """For each offset of `text`: does its window occur in what another owner has too?
+def _owners_of_each(texts: Sequence[str], width: int) -> np.ndarray:
+    """How many of the texts have the window at each offset of all of them, joined.
 
-    A window across a boundary is as good as any here: `_judged` looks at none of them, and no
-    window within a text is like one.
+    A window across a boundary is as good as any here: `_judged` looks at none between two texts,
+    and no window within a text is like one.
     """
+    owners = np.repeat(np.arange(len(texts)), [len(text) + 1 for text in texts])
+    text = BOUNDARY.join(texts)
     windows = _window_hashes(text, width)
     if windows.size == 0:
-        return np.zeros(0, dtype=bool)
-    order = np.argsort(windows)
+        return np.zeros(0, dtype=np.int64)
+    order = np.argsort(windows, kind="stable")  # owners stay in order among equals
     ordered, whose = windows[order], owners[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    several = np.minimum.reduceat(whose, starts) != np.maximum.reduceat(whose, starts)
-    shared = np.empty(windows.size, dtype=bool)
-    shared[order] = np.repeat(several, np.diff(np.append(starts, windows.size)))
-    return shared
+    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    another = first | np.concatenate([[True], whose[1:] != whose[:-1]])
+    starts = np.flatnonzero(first)
+    counts = np.add.reduceat(another, starts, dtype=np.int64)
+    found = np.empty(windows.size, dtype=np.int64)
+    found[order] = np.repeat(counts, np.diff(np.append(starts, windows.size)))
+    return found
 
 
 def _shared(text: str, known: str, width: int) -> np.ndarray:

@@ -46,8 +46,7 @@ class Repeats:
         raise ClpEdgeError(
             f"{origin} repeats itself: {self.near:,} of {self.documents:,} documents share long "
             "passages with others, and the rest is too little to hold back and judge by",
-            "give text that repeats itself less (take out a passage that many records share, such "
-            "as a system prompt)",
+            "give text that repeats itself less (take out what nearly all records consist of)",
         )
 
 

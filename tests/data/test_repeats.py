@@ -85,14 +85,22 @@ def test_pitfall_8_near_copies_of_other_documents_are_not_held_back(tokenizer: A
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
 
 
-def test_one_passage_in_every_record_is_refused_with_the_cure(tokenizer: Any) -> None:
+def test_a_passage_in_every_record_is_their_frame(tokenizer: Any) -> None:
+    """A system prompt in each line of a chat log is no copy of one line in another."""
     passage = article(10_000, 60)
     assert len(passage) > 200
     records = [f"{passage}\n{text}" for text in articles(60)]
-    message = r"articles repeats itself: 60 of 60 documents .* such as a system prompt"
-    with pytest.raises(ClpEdgeError, match=message):
+    found = made(records, tokenizer)
+    assert found.repeats == Repeats(0, 0, 60)
+    records[7] = f"{passage}\nAgain: {records[3][len(passage) + 1 :]}"
+    assert [i for i, flag in enumerate(repeated(records)) if flag] == [3, 7]
+
+
+def test_records_that_are_hardly_more_than_their_frame_are_refused(tokenizer: Any) -> None:
+    passage = article(10_000, 160)
+    records = [f"{passage} {index}" for index in range(60)]
+    with pytest.raises(ClpEdgeError, match=r"articles repeats itself: 60 of 60 documents"):
         made(records, tokenizer)
-    assert made(articles(60), tokenizer).sequences == 40
 
 
 def test_too_little_without_the_copies_says_so(tokenizer: Any) -> None:

@@ -28,6 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompt = " ".join(paragraphs[0].split()[:40])
     same = "\n".join(json.dumps({"prompt": prompt, "response": text}) for text in texts)
     (folder / "prompted.jsonl").write_text(same, encoding="utf-8")
+    long = " ".join(paragraphs[:6])
+    hardly = "\n".join(json.dumps({"text": f"{long} {index}"}) for index in range(132))
+    (folder / "hardly.jsonl").write_text(hardly, encoding="utf-8")
     return folder
 
 
@@ -58,14 +61,21 @@ def test_what_repeats_is_told_and_kept_in_the_record(place: Path) -> None:
     assert "repeats itself" not in err
 
 
-def test_a_prompt_in_every_record_is_refused_before_any_work(place: Path) -> None:
-    code, out, err = call("prompted.jsonl", "--out", "prompted")
+def test_a_prompt_in_every_record_is_no_repeat(place: Path) -> None:
+    code, _, err = call("prompted.jsonl", "--out", "prompted")
+    assert code == 0, err
+    said = " ".join(err.split())
+    assert "14 of 132 documents share long passages with others and are not held back" in said
+
+
+def test_records_that_are_all_alike_are_refused_before_any_work(place: Path) -> None:
+    code, out, err = call("hardly.jsonl", "--out", "hardly")
     assert code == 1
     said = " ".join(err.split())
-    assert "prompted.jsonl repeats itself: 132 of 132 documents share long passages" in said
-    assert "such as a system prompt" in said
+    assert "hardly.jsonl repeats itself: 132 of 132 documents share long passages" in said
+    assert "take out what nearly all records consist of" in said
     assert out == ""
-    assert not (place / "prompted").exists()
+    assert not (place / "hardly").exists()
 
 
 def test_search_reads_from_all_through_the_text() -> None:
