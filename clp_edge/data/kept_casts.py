@@ -25,7 +25,8 @@ def casts_kept(model: Any) -> Iterator[bool]:
     layers = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
     weights = {layer.weight for layer in layers}
     kept = (
-        torch.is_autocast_enabled(device)
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
         and not torch.is_grad_enabled()
         and 2 * sum(weight.numel() for weight in weights) <= LARGEST_BYTES
     )
