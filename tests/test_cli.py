@@ -62,7 +62,7 @@ BAD = {
     "no blocks": (["tiny", "--blocks", "x"], 2, "FIRST-LAST"),
     "two ways to say how much": (["tiny", "--prune", "0.2", "--blocks", "1-2"], 2, "exclude"),
     "unknown search": (["tiny", "--search", "gat"], 2, "did you mean gate"),
-    "unknown healing": (["tiny", "--heal", "magic"], 2, "none, refit, local, endpoints"),
+    "unknown healing": (["tiny", "--heal", "magic"], 2, "none, refit, graft, local, endpoints"),
     "too few bytes": (["tiny", "--max-bytes", "1KB"], 2, "the largest file is still"),
     "a provider for no ONNX": (["tiny", "--ep", "cuda"], 2, "--ep cuda says nothing to gguf"),
     "questions that are none": (["tiny", "--tasks", "short.txt"], 2, "short.txt"),
