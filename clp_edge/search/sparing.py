@@ -2,7 +2,7 @@
 
 Of the demo model's search the logits of the kernels' own chunk, 64 MiB a table and three of them
 at once, were the largest part that comes and goes (docs/LOG.md). A third of the rows gives the
-same numbers, and on a CPU takes no longer. On a GPU it would: there the chunk stays.
+same numbers. On a GPU, whose products want many rows, the chunk stays.
 """
 
 from __future__ import annotations

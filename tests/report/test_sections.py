@@ -146,7 +146,7 @@ def test_every_rung_has_its_line_and_the_share_that_came_back() -> None:
 
 
 def test_the_search_says_how_sure_its_choice_is() -> None:
-    assert "next best" not in render_markdown(sample_report())
+    assert "KL of the next window" not in render_markdown(sample_report())
     search = replace(
         SEARCH,
         gap=0.004,
@@ -157,11 +157,11 @@ def test_the_search_says_how_sure_its_choice_is() -> None:
         notes=("blocks 13-18 leave less, a tie, so the choice by raw KL stays",),
     )
     lists = [b for b in report_blocks(sample_report(search=search)) if isinstance(b, Items)]
-    (said,) = (block.items for block in lists if any("next best" in item for item in block.items))
+    (said,) = (block.items for block in lists if any("next window" in item for item in block.items))
     assert list(said) == [
-        "The next best window has +0.004 ± 0.011 nats (paired): a near tie.",
+        "KL of the next window is 0.004 ± 0.011 nats higher: a near tie.",
         f"Of the resamples of the sequences others won: 13-18 in {percent(0.31)}.",
-        "Two runs, 5-7 and 20-22, have +0.150 ± 0.020 nats to the best single one.",
+        "KL of two runs, 5-7 and 20-22, is 0.150 ± 0.020 nats higher than the best single one's.",
         "Blocks 13-18 leave less, a tie, so the choice by raw KL stays.",
     ]
 
