@@ -29,6 +29,7 @@ class Endpoints(Rung):
 
     name = "endpoints"
     noun = "tuning"
+    trains = True
 
     def mend(self, job: Job, progress: Progress) -> Mended:
         """Facts: those of `Trained`."""

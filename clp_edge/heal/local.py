@@ -25,6 +25,7 @@ class Local(Rung):
 
     name = "local"
     noun = "local tuning"
+    trains = True
 
     def reach(self, tail: Tail) -> int:
         return max(*tail.tuned, tail.segment.last) + 1

@@ -118,6 +118,8 @@ class Rung(ABC):
     """as in RUNGS"""
     noun: ClassVar[str]
     """in a sentence: "the refit was thrown away" """
+    trains: ClassVar[bool] = False
+    """whether it takes steps along gradients; the others are closed forms"""
 
     def refuses(self, body: Anatomy, segment: Segment) -> str | None:
         """Why it does not apply to this cut, or None."""

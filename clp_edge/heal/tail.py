@@ -30,8 +30,21 @@ def tail_blocks(segment: Segment, total: int, entry: int | None = None) -> tuple
 class Tail:
     """The cut model from the first block that changes; those that are mended may be changed."""
 
-    def __init__(self, body: Anatomy, segment: Segment, tuned: Sequence[int] | None = None) -> None:
-        """`tuned`: ids (dense) of the blocks that tuning trains; the endpoints by default."""
+    def __init__(
+        self,
+        body: Anatomy,
+        segment: Segment,
+        tuned: Sequence[int] | None = None,
+        *,
+        casts: bool = True,
+    ) -> None:
+        """See the module.
+
+        Args:
+            tuned: ids (dense) of the blocks that tuning trains; the endpoints by default.
+            casts: keep the frozen blocks' matrices in the dtype of autocast. They take room, and
+                only many passes, as of a training, pay for them; the numbers are the same.
+        """
         self.body = body
         self.segment = segment
         total = len(body)
@@ -48,7 +61,7 @@ class Tail:
         weight = next(body.model.parameters())
         self.dtype, self.device = weight.dtype, weight.device
         self.frozen: dict[int, nn.Module] = {}
-        if body.autocast is not None and self.dtype == torch.float32:
+        if casts and body.autocast is not None and self.dtype == torch.float32:
             self.frozen = {
                 index: _light(body.blocks[index], body.autocast)
                 for index in self.order

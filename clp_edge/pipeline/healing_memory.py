@@ -10,8 +10,8 @@ from clp_edge.config import CompressConfig
 from clp_edge.heal import HELD_SEQUENCES
 from clp_edge.heal.blocks import tuned_blocks
 from clp_edge.heal.graft import GRAFT
+from clp_edge.heal.ladder import rungs_up_to
 from clp_edge.heal.memory import HealMemory, Work, predict
-from clp_edge.heal.refit import REFIT
 from clp_edge.models.anatomy import Anatomy, dissect
 from clp_edge.models.precision import choose as choose_learning
 from clp_edge.segment import Segment
@@ -31,6 +31,7 @@ def of_text(
 ) -> HealMemory:
     """For so many sequences to fit on and held back."""
     fit, held = sequences
+    climbed = rungs_up_to(rungs)
     work = Work(
         weights=weights,
         device=torch.device(device).type,
@@ -39,8 +40,8 @@ def of_text(
         length=length,
         autocast=autocast,
         spent=True,
-        tunes=rungs not in (REFIT.name, GRAFT.name),
-        grafts=rungs != REFIT.name,
+        tunes=any(rung.trains for rung in climbed),
+        grafts=GRAFT in climbed,
     )
     return predict(body, segment, tuned_blocks(tune_blocks, segment, len(body)), work)
 

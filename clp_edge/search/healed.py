@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -154,10 +154,7 @@ def _judged(
 ) -> tuple[WindowScore | None, float]:
     """The refitted window on every sequence, and in how many passes of its tail."""
     body, states = problem.body, problem.states
-    # Of the blocks that do not change a tail keeps copies in the autocast's type, which only a
-    # training's many passes pay for: the same numbers come without them.
-    tail = Tail(replace(body, autocast=None), segment)
-    tail.body = body
+    tail = Tail(body, segment, casts=False)
     begin = max(segment.first - 1, 0)
 
     def inputs(first: int, last: int) -> TailInputs:

@@ -70,15 +70,15 @@ def test_without_copies_of_the_frozen_blocks_the_numbers_are_the_same(
     problem, windows = problem_of(body), [Segment(2, 3), Segment(4, 5)]
     made: list[Tail] = []
 
-    def without_copies(given: Anatomy, segment: Segment) -> Tail:
-        made.append(Tail(given, segment))
+    def noted(given: Anatomy, segment: Segment, *, casts: bool) -> Tail:
+        made.append(Tail(given, segment, casts=casts))
         return made[-1]
 
-    monkeypatch.setattr(healed_module, "Tail", without_copies)
+    monkeypatch.setattr(healed_module, "Tail", noted)
     found = healed_scores(problem, windows, text(1, FIT))
     assert [tail.frozen for tail in made] == [{}, {}]
     assert all(tail.body.autocast == torch.bfloat16 for tail in made)
-    monkeypatch.setattr(healed_module, "Tail", lambda _given, segment: Tail(body, segment))
+    monkeypatch.setattr(healed_module, "Tail", lambda body, segment, casts: Tail(body, segment))
     assert healed_scores(problem, windows, text(1, FIT)).scores == found.scores
 
 
