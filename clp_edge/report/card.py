@@ -112,11 +112,13 @@ def _healed(report: Report) -> str:
     if heal is None or heal.method == "none":
         return "It was not healed: the blocks are cut out and nothing else was changed."
     trained = ", ".join(str(block) for block in heal.trained_blocks) or "none"
-    steps = [
-        f"after the cut {write.fixed(heal.kl_cut, 3)}",
-        f"after the closed-form refit {write.fixed(heal.kl_refit, 3)}",
-        f"after tuning {write.fixed(heal.kl_tuned, 3)}",
-    ]
+    steps = [f"after the cut {write.fixed(heal.kl_cut, 3)}"]
+    if heal.rungs:
+        kept = [rung for rung in heal.rungs if rung.kept]
+        steps += [f"after the rung `{one.name}` {write.fixed(one.kl_after, 3)}" for one in kept]
+    else:  # a report from before there were rungs
+        steps.append(f"after the closed-form refit {write.fixed(heal.kl_refit, 3)}")
+        steps.append(f"after tuning {write.fixed(heal.kl_tuned, 3)}")
     return (
         f"Method: {heal.method}. Blocks changed (ids of the dense model): {trained}. "
         f"KL to the dense model, in nats: {', '.join(steps)}. All of it is folded into the "

@@ -189,20 +189,14 @@ def heal(report: Report) -> Sequence[Block] | None:
     if mended is None:
         return None
     trained = ", ".join(str(block) for block in mended.trained_blocks) or "none"
-    rows = (
-        ("cut", write.fixed(mended.kl_cut, 3)),
-        ("closed-form refit", write.fixed(mended.kl_refit, 3)),
-        ("tuned", write.fixed(mended.kl_tuned, 3)),
-    )
     blocks: list[Block] = [
         Heading("How the cut was mended"),
         Text(
             f"Method: {mended.method}; blocks trained (ids of the dense model): {trained}; "
             f"{write.fixed(mended.seconds, 1)} s."
         ),
-        Table(("step", "KL to dense"), rows),
     ]
-    blocks += _rungs(mended)
+    blocks += _rungs(mended) if mended.rungs else [_stages(mended)]
     blocks += heal_plots(mended)
     if not mended.history:
         blocks.append(Text("No tuning step was recorded."))
@@ -210,7 +204,19 @@ def heal(report: Report) -> Sequence[Block] | None:
     return blocks
 
 
+def _stages(mended: HealRecord) -> Block:
+    """Of a report from before there were rungs."""
+    rows = (
+        ("cut", write.fixed(mended.kl_cut, 3)),
+        ("closed-form refit", write.fixed(mended.kl_refit, 3)),
+        ("tuned", write.fixed(mended.kl_tuned, 3)),
+    )
+    return Table(("step", "KL to dense"), rows)
+
+
 def _rungs(mended: HealRecord) -> list[Block]:
+    cut = _with_error(mended.ratio_cut, mended.ratio_cut_se)
+    start = ("cut", "", write.fixed(mended.kl_cut, 3), "", cut, "", "", "")
     rows = tuple(
         (
             rung.name,
@@ -234,16 +240,13 @@ def _rungs(mended: HealRecord) -> list[Block]:
         "kept",
         "seconds",
     )
-    if not rows:
-        return []
-    blocks: list[Block] = [Table(head, rows)]
+    blocks: list[Block] = [Table(head, (start, *rows))]
     if mended.held_sequences is not None:
-        cut = _with_error(mended.ratio_cut, mended.ratio_cut_se)
         blocks.append(
             Text(
                 f"On {mended.held_sequences} held-back sequences, with standard errors paired by "
-                f"sequence; perplexity over the dense model's, {cut} for the cut alone. The rungs "
-                "are chosen by this text, so it flatters; the quality table is of other text."
+                "sequence; the perplexity ratio is to the dense model's. The rungs are chosen by "
+                "this text, so it flatters; the quality table is of other text."
             )
         )
     return blocks

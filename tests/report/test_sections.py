@@ -22,7 +22,7 @@ from clp_edge.records import (
 from clp_edge.registry import SECTIONS
 from clp_edge.report import render_markdown, sections, write_report
 from clp_edge.report.blocks import Block, Code, Heading, Items, Plot, Series, Table, Text
-from clp_edge.report.format import NOT_MEASURED, percent
+from clp_edge.report.format import NOT_MEASURED, fixed, percent
 from clp_edge.report.markdown import draw
 from clp_edge.report.sections import report_blocks
 from clp_edge.ui import Ui
@@ -142,7 +142,15 @@ def test_every_rung_has_its_line_and_the_share_that_came_back() -> None:
     tables = [block for block in blocks if isinstance(block, Table)]
     (rungs,) = (table for table in tables if "lost nats recovered" in table.header)
     at = rungs.header.index("lost nats recovered")
-    assert [row[at] for row in rungs.rows] == [percent(0.56), percent(0.61)]
+    assert [row[at] for row in rungs.rows] == ["", percent(0.56), percent(0.61)]
+    assert rungs.rows[0][rungs.header.index("KL after")] == fixed(heal.kl_cut, 3)
+    assert not any("closed-form refit" in row for table in tables for row in table.rows)
+
+
+def test_a_report_from_before_there_were_rungs_has_its_three_values() -> None:
+    blocks = report_blocks(sample_report(heal=replace(HEAL, rungs=())))
+    (table,) = (b for b in blocks if isinstance(b, Table) and b.header == ("step", "KL to dense"))
+    assert [row[0] for row in table.rows] == ["cut", "closed-form refit", "tuned"]
 
 
 def test_the_search_says_how_sure_its_choice_is() -> None:
@@ -172,12 +180,12 @@ def test_a_rung_says_how_sure_its_change_is() -> None:
     blocks = list(report_blocks(sample_report(heal=heal)))
     tables = [block for block in blocks if isinstance(block, Table)]
     (rungs,) = (table for table in tables if "lost nats recovered" in table.header)
-    line = dict(zip(rungs.header, rungs.rows[0], strict=True))
+    cut, line = (dict(zip(rungs.header, row, strict=True)) for row in rungs.rows)
+    assert cut["perplexity ratio"] == "2.400 ± 0.11"
     assert line["change"] == "-0.420 ± 0.021"
     assert line["perplexity ratio"] == "1.412 ± 0.034"
-    (said,) = (b.text for b in blocks if isinstance(b, Text) and "32 held-back" in b.text)
-    assert "2.400 ± 0.11 for the cut alone" in said
+    assert any(isinstance(b, Text) and "On 32 held-back" in b.text for b in blocks)
     unknown = replace(rung, kl_after=None, change_se=None, ratio=None, ratio_se=None)
     blocks = list(report_blocks(sample_report(heal=replace(HEAL, rungs=(unknown,)))))
     (rungs,) = (b for b in blocks if isinstance(b, Table) and "rung" in b.header)
-    assert rungs.rows[0][rungs.header.index("change")] == NOT_MEASURED
+    assert rungs.rows[1][rungs.header.index("change")] == NOT_MEASURED
