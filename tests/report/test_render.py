@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clp_edge.records import Report, Span, SummaryRecord
+from clp_edge.records import Report, RungRecord, Span, SummaryRecord
 from clp_edge.report import SummaryRow, render_card, render_markdown, summary_table
 from clp_edge.report import format as write
 from tests.report.sample import (
     DENSE,
+    HEAL,
     HEALED,
     MODEL,
     SAMPLE,
@@ -111,6 +112,19 @@ def test_the_card_says_what_was_done_and_how_to_run_it():
     assert "    clp-edge compress --target gguf-q4\n" in body
     assert "its licence, apache-2.0, applies to this model too" in body
     assert "- the source is under 8 bits" in body
+
+
+def test_the_card_names_the_rungs_that_stayed():
+    rungs = (
+        RungRecord("refit", 0.75, 0.33, True, 4.0),
+        RungRecord("local", 0.33, 0.36, False, 20.0),
+        RungRecord("endpoints", 0.33, 0.27, True, 20.0),
+    )
+    card = render_card(sample_report(heal=replace(HEAL, rungs=rungs)))
+    said = "after the cut 0.750, after the rung `refit` 0.330, after the rung `endpoints` 0.270."
+    assert f"KL to the dense model, in nats: {said}" in card
+    before_rungs = render_card(sample_report(heal=replace(HEAL, kl_tuned=0.29)))
+    assert "after the closed-form refit 0.330, after tuning 0.290." in before_rungs
 
 
 def test_the_card_owns_up_to_what_it_does_not_know():
