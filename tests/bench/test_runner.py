@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from clp_edge import waiting
@@ -21,107 +14,10 @@ from clp_edge.bench.ceiling import (
 )
 from clp_edge.bench.outcome import token_times
 from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
-from clp_edge.errors import RuntimeDiedError, UsageError
-from clp_edge.export.gguf import tokenizer as tokenizers
-from clp_edge.export.gguf.writer import write_f16
+from clp_edge.errors import UsageError
 from clp_edge.records import BandwidthRecord, BenchRecord, TestRecord, from_plain, to_plain
-from clp_edge.runtimes import ArtifactInfo, Timing, open_artifact
 from tests.bench.test_ceiling import write_gguf
-from tests.export.models import tiny_folder
-
-BANDWIDTH = BandwidthRecord(
-    gb_per_s=10.0,
-    fastest_gb_per_s=12.0,
-    buffer_bytes=1 << 20,
-    cache_bytes=1 << 10,
-    threads=2,
-    passes=9,
-)
-
-
-@dataclass
-class World:
-    """What happened, in order; time moves only when a session runs."""
-
-    calls: list[tuple[str, int]] = field(default_factory=list)
-    opened: list[tuple[str, int, int]] = field(default_factory=list)
-    how: list[dict[str, Any]] = field(default_factory=list)
-    tests: list[tuple[int, int, int]] = field(default_factory=list)
-    closed: list[str] = field(default_factory=list)
-    now: float = 0.0
-    slow_start: int = 0
-    slowness: float = 1.0
-
-
-class FakeSession:
-    def __init__(self, world: World, name: str, speed: float, dies_at: int | None, backend: str):
-        self.world, self.name, self.speed, self.dies_at = world, name, speed, dies_at
-        self.runs = 0
-        about = ("fake", "1.0", backend, "llama", 5, 1024, 320, 12.5, 1000, 2, "asked for")
-        self.info = ArtifactInfo(*about)
-
-    def time_once(self, *, prompt: int, generate: int, depth: int = 0, seed: int = 0) -> Timing:
-        self.runs += 1
-        self.world.calls.append((self.name, seed))
-        self.world.tests.append((prompt, generate, depth))
-        if self.runs == self.dies_at:
-            raise RuntimeDiedError(f"llama.cpp died while it ran {self.name}", "signal 6")
-        # Every run of the world is slower than the last one: drift that hits all alike.
-        drift = 1.0 + 0.001 * seed
-        if self.runs <= self.world.slow_start:
-            drift *= 2.0 + self.runs % 2
-        drift *= self.world.slowness
-        prefill = prompt / (10 * self.speed) * drift
-        decode = generate / self.speed * drift
-        self.world.now += prefill + decode
-        each = (decode / generate * 1e3,) * generate
-        return Timing(prompt, generate, depth, prefill, prefill * 1000 + 5, decode, each)
-
-    def peak_rss_mib(self) -> float:
-        return self.speed + 100.0
-
-    def close(self) -> None:
-        self.world.closed.append(self.name)
-
-
-def bench(world: World, specs: list[tuple], settings: BenchSettings, folder: Path, **extra):
-    """specs: (name, variant, target, speed, dies_at, backend)."""
-    known = {spec[0]: spec for spec in specs}
-
-    def open_artifact(path: Path, *, threads: int | None, context: int, **how: Any) -> FakeSession:
-        world.how.append(how)
-        name, _, _, speed, dies_at, backend = known[path.stem]
-        if dies_at == 0:
-            raise RuntimeDiedError(f"llama.cpp could not load {name}")
-        world.opened.append((name, threads or 0, context))
-        return FakeSession(world, name, speed, dies_at, backend)
-
-    items = [
-        BenchItem(spec[0], folder / f"{spec[0]}.gguf", spec[1], spec[2]) for spec in known.values()
-    ]
-    return run_bench(
-        items,
-        settings,
-        open_artifact=open_artifact,
-        measure_bandwidth=lambda threads: BANDWIDTH,
-        clock=lambda: world.now,
-        root=folder,
-        **extra,
-    )
-
-
-@pytest.fixture(scope="module")
-def tiny_gguf(tmp_path_factory):
-    """A random Llama of two blocks as an F16 file."""
-    folder, model, hf = tiny_folder(tmp_path_factory.mktemp("bench") / "llama", blocks=2)
-    path = folder.parent / "model.gguf"
-    entries = tokenizers.entries(model.config, hf)
-    write_f16(folder, path, config=model.config, tokenizer_entries=entries, metadata={})
-    return path
-
-
-DENSE = ("dense", "dense", "gguf-q4_0", 50.0, None, "CPU")
-HEALED = ("healed", "healed", "gguf-q4_0", 60.0, None, "CPU")
+from tests.bench.world import BANDWIDTH, DENSE, HEALED, FakeSession, World, bench
 
 
 def test_known_speeds_give_exact_speedups_and_the_contract(tmp_path):
@@ -190,21 +86,6 @@ def test_pitfall_19_rounds_are_interleaved_in_a_seeded_random_order(tmp_path):
     assert again.settings.order == order
 
 
-def test_pitfall_19_warm_up_goes_on_until_the_speeds_settle(tmp_path):
-    settings = BenchSettings(8, 8, rounds=12, warmup_rounds=1, threads=1, time_budget_s=None)
-    calm = bench(World(), [DENSE], settings, tmp_path)
-    assert calm.settings.warmup_rounds == 3  # three runs that agree
-    slow = bench(World(slow_start=2), [DENSE], settings, tmp_path)
-    assert slow.settings.warmup_rounds == 5  # two slow ones, then three that agree
-    never = bench(World(slow_start=50), [DENSE], settings, tmp_path)
-    assert never.settings.warmup_rounds == 6
-    assert any("had not settled" in text for text in never.warnings)
-    assert not any("had not settled" in text for text in slow.warnings)
-    few = BenchSettings(8, 8, rounds=4, warmup_rounds=1, threads=1, time_budget_s=None)
-    short = bench(World(slow_start=50), [DENSE], few, tmp_path)
-    assert short.settings.warmup_rounds == 3  # not more warming than measuring
-
-
 @pytest.mark.parametrize("dies_at", [0, 1, 5])
 def test_pitfall_14_one_that_dies_leaves_the_others_measured(tmp_path, dies_at):
     world = World()
@@ -266,80 +147,6 @@ def test_pitfall_21_mbu_is_null_in_the_cache_or_without_a_figure(tmp_path, cache
     run = result.runs[0]
     assert run.mbu is run.ideal_decode_tps is None
     assert run.bytes_per_token > 0
-
-
-def test_the_time_budget_ends_the_rounds_but_not_below_six(tmp_path):
-    # One round of both takes about 0.32 s of the world's time.
-    settings = BenchSettings(prompt=8, generate=8, rounds=50, threads=1, time_budget_s=4.5)
-    world = World()
-    result = bench(world, [DENSE, HEALED], settings, tmp_path)
-    assert 6 < result.settings.rounds < 14
-    assert world.now <= 4.5
-    assert any("time budget ended the bench" in text for text in result.warnings)
-    tight = BenchSettings(prompt=8, generate=8, rounds=50, threads=1, time_budget_s=1.5)
-    assert bench(World(), [DENSE, HEALED], tight, tmp_path).settings.rounds == 6
-
-
-def test_pitfall_27_a_slow_machine_gets_a_shorter_test_within_the_budget(tmp_path):
-    """At 20 and 2 tokens/s a run of 512 and 128 takes 90 s: seven of each would be 20 minutes."""
-    write_gguf(tmp_path / "dense.gguf", 5)
-    write_gguf(tmp_path / "healed.gguf", 4)
-    slow = [(*DENSE[:3], 2.0, None, "CPU"), (*HEALED[:3], 2.4, None, "CPU")]
-    world = World()
-    result = bench(world, slow, BenchSettings(rounds=8, threads=2, time_budget_s=180.0), tmp_path)
-    assert world.now < 1.2 * 180.0  # the looks of this slow machine take 20 s
-    assert result.settings.rounds >= 6
-    assert result.settings.warmup_rounds == 1
-    test = result.runs[0].test
-    assert 32 <= test.prompt < 512
-    assert 16 <= test.generate < 128
-    assert result.speedup[0].test == test
-    assert result.speedup[0].decode.median == pytest.approx(1.2)
-    assert len(result.runs[0].decode_tps) == result.settings.rounds
-    told = [text for text in result.warnings if "shortened from 512" in text]
-    assert len(told) == 1
-    assert f"to {test.prompt} tokens and the answer from 128 to {test.generate}" in told[0]
-    whole = World()
-    fast = BenchSettings(rounds=6, threads=2, time_budget_s=180.0)
-    assert bench(whole, [DENSE], fast, tmp_path).runs[0].test.prompt == 512
-
-
-def test_pitfall_27_a_machine_that_slows_down_later_is_stopped(tmp_path):
-    """Fast while it is looked at, a hundredth of it afterwards: no bench of an hour."""
-
-    class Slowing(World):
-        def __getattribute__(self, name):
-            if name == "slowness":
-                return 100.0 if len(self.calls) > 12 else 1.0
-            return super().__getattribute__(name)
-
-    world = Slowing()
-    settings = BenchSettings(rounds=8, threads=2, time_budget_s=90.0)
-    result = bench(world, [DENSE, HEALED], settings, tmp_path)
-    assert world.now < 10 * 90.0  # one round of it takes 450 s
-    assert result.settings.rounds < 6
-    assert any("time budget ended the bench after" in text for text in result.warnings)
-    assert result.speedup[0].confidence < 0.95
-
-
-def test_pitfall_27_a_busy_machine_gets_more_rounds_whose_extremes_do_not_count(tmp_path):
-    stat = tmp_path / "proc" / "stat"
-    stat.parent.mkdir()
-    ticks = [0, 0]
-
-    def sleep(seconds: float) -> None:  # two processors, one of them taken all the time
-        ticks[0] += round(100 * seconds)
-        ticks[1] += round(200 * seconds)
-        stat.write_text(f"cpu {ticks[0]} 0 0 {ticks[1] - ticks[0]} 0 0 0 0 0 0\n")
-
-    sleep(0.0)
-    settings = BenchSettings(prompt=8, generate=8, rounds=6, threads=1, time_budget_s=90.0)
-    result = bench(World(), [DENSE, HEALED], settings, tmp_path, sleep=sleep)
-    assert result.settings.waited_for_calm_s == 9.0  # a tenth of the budget
-    assert result.settings.rounds == 12
-    assert 0.95 <= result.speedup[0].confidence < 0.97  # the third lowest and highest
-    tight = BenchSettings(prompt=8, generate=8, rounds=6, threads=1, time_budget_s=3.0)
-    assert bench(World(), [DENSE, HEALED], tight, tmp_path, sleep=sleep).settings.rounds < 12
 
 
 def test_pitfall_27_how_the_threads_wait_and_the_load_are_recorded(tmp_path, monkeypatch):
@@ -417,63 +224,6 @@ def test_each_combination_of_the_lists_is_a_test_of_its_own(tmp_path):
     assert from_plain(to_plain(result), BenchRecord) == result
 
 
-def test_several_tests_are_shortened_together(tmp_path):
-    slow = [(*DENSE[:3], 2.0, None, "CPU"), (*HEALED[:3], 2.4, None, "CPU")]
-    settings = BenchSettings((256, 512), 128, rounds=6, threads=1, time_budget_s=180.0)
-    result = bench(World(), slow, settings, tmp_path)
-    tests = [run.test for run in result.runs if run.artifact == "dense"]
-    assert len(tests) == 2
-    assert tests[0].prompt < tests[1].prompt < 512
-    assert any("the others in the same measure" in text for text in result.warnings)
-
-
-def test_the_delay_is_slept_before_each_measurement_and_counts_in_the_budget(tmp_path):
-    world, slept = World(), []
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        world.now += seconds
-
-    settings = BenchSettings(8, 8, rounds=50, threads=1, time_budget_s=60.0, delay_s=1.5)
-    result = bench(world, [DENSE, HEALED], settings, tmp_path, sleep=sleep)
-    timed = 2 * (result.settings.warmup_rounds + result.settings.rounds)
-    assert slept.count(1.5) == timed
-    assert 6 <= result.settings.rounds < 20
-    assert world.now <= 60.0
-    assert result.settings.delay_s == 1.5
-
-
-def test_pitfall_27_a_neighbour_that_comes_later_is_told_and_gets_more_rounds(tmp_path):
-    """Quiet before the first run; from the fourth timed run on others take half of the machine."""
-    stat = tmp_path / "proc" / "stat"
-    stat.parent.mkdir()
-    stat.write_text("cpu 0 0 0 1000 0 0 0 0 0 0\n")
-
-    class Noisy(World):
-        busy, idle = 0, 1000
-
-        def __setattr__(self, name, value):
-            super().__setattr__(name, value)
-            if name == "now" and value:
-                self.busy += 50 if len(self.calls) > 12 else 0
-                self.idle += 50
-                stat.write_text(f"cpu {self.busy} 0 0 {self.idle} 0 0 0 0 0 0\n")
-
-    settings = BenchSettings(8, 8, rounds=6, threads=1, time_budget_s=None)
-    result = bench(Noisy(), [DENSE, HEALED], settings, tmp_path, sleep=lambda seconds: None)
-    shares = result.settings.busy_share_of_others
-    assert result.settings.busy_share_before is None
-    assert len(shares) == result.settings.rounds == 12
-    assert shares[0] == 0.0
-    assert shares[-1] == pytest.approx(0.5, abs=0.1)
-    assert all(len(run.decode_tps) == 12 for run in result.runs)  # none is dropped
-    told = [text for text in result.warnings if "other programs took up to 50%" in text]
-    assert len(told) == 1
-    quiet = bench(World(), [DENSE, HEALED], settings, tmp_path, sleep=lambda seconds: None)
-    assert quiet.settings.rounds == 6
-    assert not any("other programs took" in text for text in quiet.warnings)
-
-
 def test_fewer_than_two_rounds_give_no_pair_and_say_so(tmp_path):
     settings = BenchSettings(8, 8, rounds=1, threads=1)
     result = bench(World(), [DENSE, HEALED], settings, tmp_path)
@@ -519,47 +269,6 @@ def test_token_times_are_short_and_never_too_many():
     assert {len(tokens) for tokens in kept} == {2048}
     assert token_times([(1.0,) * 10_000] * 3) == ((1.0,) * 10_000,)
     assert len(token_times([(1.0,) * 128] * 20)) == 20
-
-
-@pytest.mark.llama
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGABRT, signal.SIGILL])
-def test_a_child_that_a_signal_ends_is_a_row_and_the_others_go_on(tmp_path, tiny_gguf, kind):
-    killed = []
-
-    def open_and_kill(path, **how):
-        session = open_artifact(path, **how)
-        if path.stem == "killed":
-            real = session.time_once
-
-            def time_once(**what):
-                if killed:
-                    os.kill(session.pid, kind)
-                killed.append(1)
-                return real(**what)
-
-            session.time_once = time_once
-        return session
-
-    paths = {name: tmp_path / f"{name}.gguf" for name in ("killed", "fine", "text")}
-    for name in ("killed", "fine"):
-        shutil.copy(tiny_gguf, paths[name])
-    paths["text"].write_text("no model at all")
-    items = [BenchItem(name, path, "dense", "gguf-f16") for name, path in paths.items()]
-    result = run_bench(
-        items,
-        BenchSettings(8, 4, rounds=3, threads=1, time_budget_s=60.0),
-        open_artifact=open_and_kill,
-        measure_bandwidth=lambda threads: None,
-        root=tmp_path,
-    )
-    rows = {run.artifact: run for run in result.runs}
-    assert rows["killed"].status == "failed"
-    assert kind.name in rows["killed"].reason
-    assert "no artifact that a runtime opens" in rows["text"].reason
-    assert rows["fine"].status == "ok"
-    assert len(rows["fine"].decode_tps) == 3
-    assert rows["fine"].load_ms > 0
-    assert len(rows["fine"].token_ms[0]) == 4
 
 
 def test_progress_never_runs_past_its_total_and_ends_full(tmp_path):
