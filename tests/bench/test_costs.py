@@ -14,8 +14,8 @@ from clp_edge.bench.runner import run_bench
 from clp_edge.bench.settings import BenchItem, BenchSettings
 from clp_edge.records import BenchRecord, MemoryRecord, from_plain, to_plain
 from clp_edge.runtimes import ArtifactInfo, Timing
-from tests.bench.test_runner import BANDWIDTH
 from tests.bench.trees import orin_nano
+from tests.bench.world import BANDWIDTH
 
 RAIL = "sys/class/hwmon/hwmon1/curr1_input"
 

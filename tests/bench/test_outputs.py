@@ -17,7 +17,7 @@ from clp_edge.bench.runner import BenchSettings
 from clp_edge.cli import app
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.records import BenchRecord, RatioRecord, encode, to_plain
-from tests.bench.test_runner import DENSE, HEALED, World, bench
+from tests.bench.world import DENSE, HEALED, World, bench
 
 BROKEN = ("broken", "healed", "gguf-q4_0", 60.0, 0, "CPU")
 

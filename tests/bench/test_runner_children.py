@@ -9,20 +9,7 @@ import signal
 import pytest
 
 from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
-from clp_edge.export.gguf import tokenizer as tokenizers
-from clp_edge.export.gguf.writer import write_f16
 from clp_edge.runtimes import open_artifact
-from tests.export.models import tiny_folder
-
-
-@pytest.fixture(scope="module")
-def tiny_gguf(tmp_path_factory):
-    """A random Llama of two blocks as an F16 file."""
-    folder, model, hf = tiny_folder(tmp_path_factory.mktemp("bench") / "llama", blocks=2)
-    path = folder.parent / "model.gguf"
-    entries = tokenizers.entries(model.config, hf)
-    write_f16(folder, path, config=model.config, tokenizer_entries=entries, metadata={})
-    return path
 
 
 @pytest.mark.llama

@@ -9,7 +9,6 @@ import pytest
 
 from clp_edge.bench.runner import BenchItem, BenchSettings, run_bench
 from clp_edge.runtimes.session import RUNTIMES
-from tests.bench.test_runner import tiny_gguf  # noqa: F401
 
 pytestmark = pytest.mark.llama
 
@@ -26,7 +25,7 @@ def bench(folder: Path, paths: dict[str, Path]) -> dict:
 
 def test_torch_stands_beside_llama_cpp(
     tmp_path: Path,
-    tiny_gguf: Path,  # noqa: F811
+    tiny_gguf: Path,
     tiny_llama_folder: Path,
 ) -> None:
     runs = bench(tmp_path, {"gguf": tiny_gguf, "folder": tiny_llama_folder})
@@ -43,7 +42,7 @@ def test_torch_stands_beside_llama_cpp(
 
 def test_a_runtime_that_is_not_installed_is_a_row_with_the_cure(
     tmp_path: Path,
-    tiny_gguf: Path,  # noqa: F811
+    tiny_gguf: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hidden = tmp_path / "hidden"
