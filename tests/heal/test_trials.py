@@ -14,7 +14,7 @@ from clp_edge.models.anatomy import dissect
 from clp_edge.segment import Segment
 from tests.heal.grafting import grafted, union
 from tests.heal.ground import Ground, solved
-from tests.heal.trials import TRIALS, Rounded, q4_0
+from tests.heal.trials import TRIALS, Rounded, q_0
 from tests.tiny import random_ids, tiny_model
 
 SEGMENT = Segment(3, 4)
@@ -80,13 +80,14 @@ def test_a_graft_of_its_own_neurons_alone_is_one_more_refit(ground: Ground) -> N
     torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=1e-4)
 
 
-def test_the_rounding_is_q4_0s_and_its_gradient_passes_straight_through() -> None:
+@pytest.mark.parametrize("bits", [4, 5])
+def test_the_rounding_is_ggmls_and_its_gradient_passes_straight_through(bits: int) -> None:
     weight = torch.randn(8, 96, generator=torch.Generator().manual_seed(2))
     weight[0, :32] = 0.0
-    kind = gguf.GGMLQuantizationType.Q4_0
+    kind = gguf.GGMLQuantizationType[f"Q{bits}_0"]
     theirs = gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind)
-    np.testing.assert_allclose(q4_0(weight).numpy(), theirs, rtol=1e-6, atol=0)
+    np.testing.assert_allclose(q_0(weight, bits).numpy(), theirs, rtol=1e-6, atol=0)
     weight.requires_grad_(True)
-    Rounded()(weight).square().sum().backward()
+    Rounded(bits)(weight).square().sum().backward()
     assert weight.grad is not None
-    torch.testing.assert_close(weight.grad, 2.0 * q4_0(weight))
+    torch.testing.assert_close(weight.grad, 2.0 * q_0(weight, bits))

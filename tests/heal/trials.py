@@ -5,10 +5,10 @@
 
 The demo model without blocks 13-18, or a tiny trained model of a family (tests/trained.py) without
 blocks 3-4 of 8: seconds, and no more than a hint. NAMES, with commas: bias, graft, bridge,
-progressive (closed forms), tuned-graft, tuned-progressive, tuned-bridge, qat (each trains). TEXT
-gives sequences of 256 to fit on and 32 held back; EVAL 16 unseen ones of 512. Prints one JSON
-object a line: KL in nats under the learning stages' precision, and paired differences with their
-standard errors.
+progressive (closed forms), tuned-graft, tuned-progressive, tuned-bridge, qat (rounding as in Q4_0),
+qat-q5 (Q5_0; each trains). TEXT gives sequences of 256 to fit on and 32 held back; EVAL 16 unseen
+ones of 512. Prints one JSON object a line: KL in nats under the learning stages' precision, and
+paired differences with their standard errors.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,43 +214,50 @@ def tuned_bridge(ground: Ground, steps: int) -> Arms:
 
 
 class Rounded(nn.Module):
-    """A matrix as Q4_0 holds it, differentiated as if it were not rounded.
+    """A matrix as Q4_0 or Q5_0 holds it, differentiated as if it were not rounded.
 
-    ggml's rule: blocks of 32 along a row, d = (the entry of largest size, with its sign) / -8,
-    levels -8 to 7 times d, d in float16. The straight-through gradient is Bengio et al.'s (arXiv
-    1308.3432).
+    The straight-through gradient is Bengio et al.'s (arXiv 1308.3432).
     """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.no_grad():
-            rounded = q4_0(weight)
+            rounded = q_0(weight, self.bits)
         return weight + (rounded - weight).detach()
 
 
-def q4_0(weight: Tensor) -> Tensor:
-    """(rows, columns) rounded to what Q4_0 holds; columns a multiple of 32."""
+def q_0(weight: Tensor, bits: int) -> Tensor:
+    """(rows, columns) rounded to what Q4_0 or Q5_0 holds; columns a multiple of 32.
+
+    ggml's rule: blocks of 32 along a row, d = (the entry of largest size, with its sign) / -8 (-16
+    at 5 bits), levels -8 to 7 (-16 to 15) times d, d in float16.
+    """
+    half = 2 ** (bits - 1)
     parts = weight.detach().float().unflatten(-1, (-1, 32))
     top = parts.gather(-1, parts.abs().argmax(-1, keepdim=True))
-    step = top / -8.0
+    step = top / -half
     inverse = torch.where(step == 0, torch.zeros_like(step), 1.0 / step)
-    levels = (parts * inverse + 8.5).floor().clamp(0, 15) - 8
+    levels = (parts * inverse + half + 0.5).floor().clamp(0, 2 * half - 1) - half
     return (levels * step.half().float()).flatten(-2).to(weight.dtype)
 
 
-def rounded_copy(module: nn.Module) -> nn.Module:
+def rounded_copy(module: nn.Module, bits: int) -> nn.Module:
     """A block with every matrix rounded."""
     made = copy.deepcopy(module)
     with torch.no_grad():
         for one in made.modules():
             if isinstance(one, nn.Linear):
-                one.weight.copy_(q4_0(one.weight))
+                one.weight.copy_(q_0(one.weight, bits))
     return made
 
 
 @torch.no_grad()
-def rounded_entry(ground: Ground, text: Text, entry: int) -> Tensor:
+def rounded_entry(ground: Ground, text: Text, entry: int, bits: int) -> Tensor:
     """What block `entry` reads where every block before it is rounded."""
-    prefix = {i: rounded_copy(ground.body.blocks[i]) for i in range(entry)}
+    prefix = {i: rounded_copy(ground.body.blocks[i], bits) for i in range(entry)}
     found = []
     for part in text.batches():
         hidden, arguments = ground.body.prepare(text.ids[part])
@@ -257,25 +265,25 @@ def rounded_entry(ground: Ground, text: Text, entry: int) -> Tensor:
     return torch.cat(found)
 
 
-def deployed(ground: Ground, texts: dict[str, Text], chain: Chain) -> Judged:
+def deployed(ground: Ground, texts: dict[str, Text], chain: Chain, bits: int) -> Judged:
     """A chain judged as the target would run it: all of its blocks rounded, and the prefix."""
-    whole = {i: rounded_copy(ground.copy_of(chain, i)) for i in chain.order}
+    whole = {i: rounded_copy(ground.copy_of(chain, i), bits) for i in chain.order}
     there = replace(chain, changed=whole)
     return Judged(ground.kl(there, texts["held"]), ground.kl(there, texts["unseen"]))
 
 
-def qat(ground: Ground, steps: int) -> Arms:
+def qat(ground: Ground, steps: int, bits: int = 4) -> Arms:
     """More local tuning, with and without the rounding; all judged after rounding all blocks."""
     start, facts = tuned(ground, ground.plain(), ground.near, steps)
     yield "refit, local", {**ground.judge(start).figures(), **facts}
     texts = {
         name: replace(
             getattr(ground, name),
-            states={start.entry: rounded_entry(ground, getattr(ground, name), start.entry)},
+            states={start.entry: rounded_entry(ground, getattr(ground, name), start.entry, bits)},
         )
         for name in ("fit", "held", "unseen")
     }
-    before = deployed(ground, texts, start)
+    before = deployed(ground, texts, start, bits)
     yield "refit, local, rounded", before.figures()
     more, settings = max(1, steps // 2), TuningSettings(epochs=1e9, checks=3)
     base: Judged | None = None
@@ -288,11 +296,13 @@ def qat(ground: Ground, steps: int) -> Arms:
         for index in tail.tuned if fake else ():
             for one in list(tail.trained[index].modules()):
                 if isinstance(one, nn.Linear):
-                    parametrize.register_parametrization(one, "weight", Rounded())
+                    parametrize.register_parametrization(one, "weight", Rounded(bits))
         seen = ground
         if around:
             tail.frozen = {
-                i: rounded_copy(ground.body.blocks[i]) for i in tail.order if i not in tail.trained
+                i: rounded_copy(ground.body.blocks[i], bits)
+                for i in tail.order
+                if i not in tail.trained
             }
             goals = {**ground.fit.states, **texts["fit"].states}
             seen = replace(
@@ -306,7 +316,7 @@ def qat(ground: Ground, steps: int) -> Arms:
             for one in list(module.modules()):
                 if parametrize.is_parametrized(one):
                     parametrize.remove_parametrizations(one, "weight", leave_parametrized=False)
-        judged = deployed(ground, texts, chain)
+        judged = deployed(ground, texts, chain, bits)
         base = base or judged
         yield (
             name,
@@ -328,6 +338,7 @@ TRIALS: dict[str, Callable[[Ground, int], Arms]] = {
     "tuned-progressive": tuned_progressive,
     "tuned-bridge": tuned_bridge,
     "qat": qat,
+    "qat-q5": partial(qat, bits=5),
 }
 
 
