@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clp_edge.data.calibration import Calibration, split_sequences
+from clp_edge.data.grouped_attention import groups_as_rows
 from clp_edge.data.growing_cache import growing_cache
 from clp_edge.data.kept_casts import casts_kept
 from clp_edge.data.packing import follows_bos
@@ -30,7 +31,7 @@ from clp_edge.durable import whole_file
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.progress import Progress, silent
 
-VERSION = 3  # goes into the cache's key: raise it when the way of writing changes
+VERSION = 4  # goes into the cache's key: raise it when the way of writing changes
 UNUSED = re.compile(r"^[<\[]\|?(unused|reserved|pad|extra_id|dummy|placeholder)", re.I)
 REPLACEMENT = "\ufffd"  # what half a character decodes to
 
@@ -132,7 +133,7 @@ def _write(
     starts = _first_tokens(tokenizer, banned, sequences, generator)
     bos = follows_bos(tokenizer)
     written = []
-    with casts_kept(model):
+    with casts_kept(model), groups_as_rows():
         for first in range(0, sequences, batch):
             ids = starts[first : first + batch, None]
             if bos is not None:

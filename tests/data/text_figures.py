@@ -36,6 +36,7 @@ import statistics
 import sys
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ from torch import Tensor
 
 from clp_edge import data
 from clp_edge.config import PRESETS
-from clp_edge.data import kept_casts
+from clp_edge.data import kept_casts, own_text
 from clp_edge.data.calibration import split_sequences
+from clp_edge.data.grouped_attention import groups_as_rows
 from clp_edge.data.growing_cache import growing_cache
 from clp_edge.data.own_text import _first_tokens, _sample, banned_ids
 from clp_edge.data.packing import follows_bos
@@ -133,7 +135,7 @@ def write(
     queues: list[deque[int]] = [deque() for _ in starts]
     said, users = [0] * len(starts), [True] * len(starts)
     step, cache = ids, growing_cache(body.model.config)
-    with body.precision(), kept_casts.casts_kept(body.model):
+    with body.precision(), kept_casts.casts_kept(body.model), groups_as_rows():
         while ids.shape[1] < LENGTH:
             logits = body.model(step, past_key_values=cache, use_cache=True).logits[:, -1].float()
             if turns is not None:
@@ -374,15 +376,23 @@ def compare(asked: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def seconds(asked: argparse.Namespace) -> dict[str, Any]:
-    """Writing in float32, under bfloat16, and so with each weight cast at every step, in turns."""
+    """Writing in float32, under bfloat16, and so with each weight cast at every step, or with
+    transformers' attention, in turns."""
     body, tokenizer, _ = _learner("float32")
     fast = dataclasses.replace(body, autocast=torch.bfloat16)
     room = kept_casts.LARGEST_BYTES
-    ways = {"float32": (body, room), "bfloat16": (fast, room), "cast at every step": (fast, 0)}
+    rows = groups_as_rows
+    ways = {
+        "float32": (body, room, rows),
+        "bfloat16": (fast, room, rows),
+        "cast at every step": (fast, 0, rows),
+        "attention of transformers": (fast, room, nullcontext),
+    }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(asked.turns):
-        for name, (way, largest) in ways.items():
+        for name, (way, largest, attention) in ways.items():
             kept_casts.LARGEST_BYTES = largest
+            own_text.groups_as_rows = attention
             began = time.perf_counter()
             with way.precision():
                 data.write_own_text(
