@@ -1,7 +1,8 @@
 # clp-edge's everyday commands. On a fresh machine each sets up the environment that it needs.
 #
 #   make demo           compress the bundled demo model into demo/   (DEMO_FLAGS="--preset quick")
-#   make test           the tests                                    (PYTEST_FLAGS="-k gguf")
+#   make test           the tests                                    (PYTEST_FLAGS="-k gguf", WORKERS=0
+#                       for one process with two threads)
 #   make test-tf457     models/, gguf_file/ and data/ under transformers 4.57, in an environment of its own
 #   make test-optimum   the onnx-optimum targets, in an environment of its own
 #   make test-lm-eval   our model class against lm-eval's own, in an environment of its own; with
@@ -25,6 +26,9 @@ VENV_LM_EVAL ?= .venv-lm-eval
 PEER ?= .peer
 TOKENIZERS ?= .tokenizers
 DEMO_FLAGS ?=
+# Processes that share the tests, by whole files; each has one thread. More than 4 want more memory
+# than most machines have (the demo model is in each).
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n > 4 ? 4 : n)))
 PYTEST_FLAGS ?=
 
 SOURCES := clp_edge kernels export bench tests
@@ -60,7 +64,7 @@ demo: $(READY)
 	$(CLP_EDGE) compress --target gguf-q4 --out demo $(DEMO_FLAGS)
 
 test: $(READY)
-	$(RUN) -m pytest $(PYTEST_FLAGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 test-tf457: $(VENV_TF457)/.installed
 	$(VENV_TF457)/bin/python -m pytest tests/models tests/gguf_file tests/data \

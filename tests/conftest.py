@@ -16,6 +16,9 @@ from clp_edge.waiting import short_spin
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the processors: one thread each, in what they start too.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before torch is loaded: on a busy machine threads that spin long make tests 10 times slower.
 os.environ.update(short_spin(os.environ))
 
