@@ -16,7 +16,6 @@ up to date by a block of the inverse. Shapes and names stay, so every format hol
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,11 +25,10 @@ from torch import Tensor, nn
 
 from clp_edge.heal.neurons import GatedMlp, Neurons, gated_mlp
 from clp_edge.heal.ranks import Ranks
-from clp_edge.heal.refit import RIDGES, downhill
+from clp_edge.heal.ridge import choose_ridge
 from clp_edge.heal.rung import Job, Mended, Rung
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress
-from clp_edge.records import measured
 from clp_edge.segment import Segment
 
 TOKENS = 65_536
@@ -204,19 +202,14 @@ class Graft(Rung):
             union.neurons.pick(taken.to(union.neurons.gate.device)),
             union.prior[:, order].to(mlp.down),
         )
-        kl, judged, ridge, best = math.inf, None, math.nan, mlp.down.clone()
-        tried: dict[float, float] = {}
-        for one in downhill(tried):
-            mlp.down.copy_(union.solve(order, one))
-            job.ranks.level([mlp.down])
-            came = job.judge()
-            after = tried[one] = came.kl
-            progress(len(tried), len(RIDGES), f"graft with lambda {one:g}: KL {after:.3f}")
-            if after < kl:
-                kl, judged, ridge, best = after, came, one, mlp.down.clone()
-        mlp.down.copy_(best)
-        curve = {f"{one:g}": tried[one] for one in sorted(tried) if math.isfinite(tried[one])}
-        return Mended(judged, {**facts, "ridge": measured(ridge), "by_ridge": curve})
+        found = choose_ridge(
+            job,
+            mlp.down,
+            lambda ridge: union.solve(order, ridge).to(mlp.down),
+            noun=self.noun,
+            progress=progress,
+        )
+        return Mended(found.judged, {**facts, **found.facts})
 
 
 GRAFT = Graft()

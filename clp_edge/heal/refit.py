@@ -24,7 +24,6 @@ The map that ReplaceMe (arXiv 2505.02819) folds into W is a special case of D.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,15 +32,11 @@ from torch import Tensor
 
 from clp_edge.errors import ClpEdgeError
 from clp_edge.heal.ranks import Ranks
+from clp_edge.heal.ridge import choose_ridge
 from clp_edge.heal.rung import Job, Mended, Rung
 from clp_edge.models.anatomy import Anatomy
 from clp_edge.progress import Progress
 from clp_edge.segment import Segment
-
-RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""lambda, relative to the mean diagonal of the weighted Gram; chosen on held-back text."""
-FIRST = RIDGES.index(0.01)
-"""Where the search for the least begins; with much text the least is flat (docs/LOG.md)."""
 
 
 def _products(*tensors: Tensor) -> list[Tensor]:
@@ -196,44 +191,18 @@ class Refit(Rung):
             return Mended(None)
         block = tail.trained[tail.segment.first - 1]
         weight = block.get_submodule(tail.body.family.before_residual).get_parameter("weight")
-        original = best = weight.detach().clone()
-        kl, judged, ridge, explained = math.inf, None, math.nan, 0.0
-        tried: dict[float, float] = {}
-        for one in downhill(tried):
-            try:
-                change = sums.change(one)
-            except torch.linalg.LinAlgError:  # too little text for so small a lambda
-                tried[one] = math.inf
-                continue
-            with torch.no_grad():
-                weight.copy_(original + change.to(original))
-            came = job.judge()
-            after = tried[one] = came.kl
-            progress(len(tried), len(RIDGES), f"refit with lambda {one:g}: KL {after:.3f}")
-            if after < kl:  # NaN, where it overflowed, is not
-                kl, judged, ridge, explained = after, came, one, sums.explained(change)
-                best = weight.detach().clone()
-        with torch.no_grad():
-            weight.copy_(best)
-        if not math.isfinite(kl):
+        original = weight.detach().clone()
+        found = choose_ridge(
+            job,
+            weight.detach(),
+            lambda ridge: original + sums.change(ridge).to(original),
+            noun=self.noun,
+            progress=progress,
+        )
+        if found.judged is None:
             return Mended(None)
-        curve = {f"{one:g}": tried[one] for one in sorted(tried) if math.isfinite(tried[one])}
-        return Mended(judged, {"ridge": ridge, "explained": explained, "by_ridge": curve})
-
-
-def downhill(tried: dict[float, float]) -> Iterator[float]:
-    """Lambdas from the usual one down to smaller ones, then up, each way while KL falls."""
-    yield RIDGES[FIRST]
-    for way in (range(FIRST - 1, -1, -1), range(FIRST + 1, len(RIDGES))):
-        last = tried[RIDGES[FIRST]]
-        for index in way:
-            yield RIDGES[index]
-            now = tried[RIDGES[index]]
-            if not (now < last or not math.isfinite(last)):
-                break
-            last = now
-        if last < tried[RIDGES[FIRST]]:
-            break
+        explained = sums.explained((weight.detach() - original).cpu().double())
+        return Mended(found.judged, {**found.facts, "explained": explained})
 
 
 REFIT = Refit()
