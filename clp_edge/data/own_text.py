@@ -1,10 +1,10 @@
 """Calibration text that the model writes itself: no data needed, any language, works offline.
 
-Each sequence starts with the BOS (by the model's own rule) and a random ordinary token, and goes on
-by sampling from the model at temperature 1: its own distribution is what the cut model must keep
-(after data-free quantization, LLM-QAT, arXiv 2305.17888). Ends of text and other special tokens are
-banned, so all sequences have equal length. Text of the user's own field is better where there is
-some.
+Each sequence starts with the BOS (by the model's own rule) and the first words of an ordinary text
+(openings.py), and goes on by sampling from the model at temperature 1: its own distribution is what
+the cut model must keep (after data-free quantization, LLM-QAT, arXiv 2305.17888). Ends of text and
+other special tokens are banned, so all sequences have equal length. Text of the user's own field is
+better where there is some.
 
 >>> write_own_text(model, tokenizer, sequences=64, length=256, seed=0).fit.shape  # doctest: +SKIP
 torch.Size([52, 256])
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from clp_edge.data.calibration import Calibration, split_sequences
 from clp_edge.data.grouped_attention import groups_as_rows
 from clp_edge.data.growing_cache import growing_cache
 from clp_edge.data.kept_casts import casts_kept
+from clp_edge.data.openings import openings as own_openings
 from clp_edge.data.packing import follows_bos
 from clp_edge.durable import whole_file
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.progress import Progress, silent
 
 VERSION = 4  # goes into the cache's key: raise it when the way of writing changes
+OPENING_TOKENS = 8
+NOTHING = -1
 UNUSED = re.compile(r"^[<\[]\|?(unused|reserved|pad|extra_id|dummy|placeholder)", re.I)
 REPLACEMENT = "\ufffd"  # what half a character decodes to
 
@@ -46,17 +51,22 @@ def write_own_text(
     batch: int = 32,
     progress: Progress = silent,
     temperature: float = 1.0,
+    openings: Sequence[str] | None = None,
     cache_dir: Path | None = None,
     fingerprint: str | None = None,
 ) -> Calibration:
     """Let the model write `sequences` sequences of `length` tokens; each is a document of its own.
 
-    The result depends on the model, seed, sizes, batch, temperature and on what is computed in: the
-    weights' type, the kind of device and the autocast around the call, under which it is written
-    (bfloat16 where the CPU has such products, see `models/precision.py`; the draw is float32).
-    With a `cache_dir` and the model's `fingerprint` it is kept there under all of these and read
-    back. Raises UsageError for sizes that cannot be, ClpEdgeError where the model's logits are not
-    finite or nearly all that it writes is alike.
+    Args: openings, what the sequences begin with, each after the other in a random order and no
+        more than OPENING_TOKENS of it; None: our own. Without any that the tokenizer knows, each
+        begins with a random ordinary token.
+
+    The result depends on the model, openings, seed, sizes, batch, temperature and on what is
+    computed in: the weights' type, the kind of device and the autocast around the call, under which
+    it is written (bfloat16 where the CPU has such products, see `models/precision.py`; the draw is
+    float32). With a `cache_dir` and the model's `fingerprint` it is kept there under all of these
+    and read back. Raises UsageError for sizes that cannot be, ClpEdgeError where the model's logits
+    are not finite or nearly all that it writes is alike.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if sequences < 3 or length < 4 or batch < 1 or temperature <= 0:
@@ -70,15 +80,17 @@ def write_own_text(
             f"sequences of {length} tokens exceed the model's context of {limit}",
             f"use at most {limit}",
         )
+    begun = own_openings() if openings is None else openings
     path = key = None
     if cache_dir is not None and fingerprint is not None:
         computed = _computed_in(model)
-        parts = (VERSION, fingerprint, computed, sequences, length, seed, batch, temperature)
+        sizes = (sequences, length, seed, batch, temperature)
+        parts = (VERSION, fingerprint, computed, *sizes, *begun)
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         path = Path(cache_dir) / f"own-text-{key[:16]}.safetensors"
     ids = None if path is None else _read_cache(path, str(key), (sequences, length))
     if ids is None:
-        ids = _write(model, tokenizer, sequences, length, seed, batch, temperature, progress)
+        ids = _write(model, tokenizer, begun, sequences, length, seed, batch, temperature, progress)
         if path is not None:
             _write_cache(path, str(key), ids)
     skip = int(follows_bos(tokenizer) is not None)
@@ -120,6 +132,7 @@ def _computed_in(model: Any) -> tuple[str, ...]:
 def _write(
     model: Any,
     tokenizer: Any,
+    openings: Sequence[str],
     sequences: int,
     length: int,
     seed: int,
@@ -130,18 +143,23 @@ def _write(
     generator = torch.Generator().manual_seed(seed)
     rows = model.get_input_embeddings().weight.shape[0]
     banned = banned_ids(tokenizer, rows)
-    starts = _first_tokens(tokenizer, banned, sequences, generator)
+    starts = _beginnings(tokenizer, openings, banned, sequences, length, generator)
     bos = follows_bos(tokenizer)
     written = []
     with casts_kept(model), groups_as_rows():
         for first in range(0, sequences, batch):
-            ids = starts[first : first + batch, None]
+            given = starts[first : first + batch]
+            ids = given[:, :1]
             if bos is not None:
                 ids = torch.cat([torch.full_like(ids, bos), ids], dim=1)
             step, cache = ids, growing_cache(model.config)
             while ids.shape[1] < length:
                 out = model(step.to(model.device), past_key_values=cache, use_cache=True)
                 step = _sample(out.logits[:, -1], banned, temperature, generator)
+                at = ids.shape[1] - (bos is not None)
+                if at < given.shape[1]:
+                    there = given[:, at : at + 1]
+                    step = torch.where(there == NOTHING, step, there)
                 ids = torch.cat([ids, step], dim=1)
                 done = first * length + ids.numel()
                 progress(done, sequences * length, "the model writes its calibration text")
@@ -174,6 +192,25 @@ def _sample(logits: Tensor, banned: Tensor, temperature: float, generator: Any) 
     chosen = torch.searchsorted(cumulative, drawn, right=True)
     last = torch.searchsorted(cumulative, total.contiguous())
     return torch.minimum(chosen, last).cpu()
+
+
+def _beginnings(
+    tokenizer: Any, openings: Sequence[str], banned: Tensor, count: int, length: int, generator: Any
+) -> Tensor:
+    """(count, tokens) ids that sequences begin with, NOTHING behind those that are shorter."""
+    most = max(1, min(OPENING_TOKENS, length // 4))
+    known = []
+    for opening in openings:
+        ids = tokenizer(opening, add_special_tokens=False)["input_ids"][:most]
+        if ids and max(ids) < len(banned) and not bool(banned[ids].any()):
+            known.append(torch.tensor(ids))
+    if not known:
+        return _first_tokens(tokenizer, banned, count, generator)[:, None]
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(len(known), generator=generator).tolist()
+    chosen = [known[index] for index in order[:count]]
+    return pad_sequence(chosen, batch_first=True, padding_value=NOTHING)
 
 
 def _first_tokens(tokenizer: Any, banned: Tensor, count: int, generator: Any) -> Tensor:

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 from clp_edge.data import evaluation_text, write_own_text
 from clp_edge.data.documents import documents_from_texts
 from clp_edge.data.growing_cache import STEP, GrowingLayer, growing_cache
+from clp_edge.data.openings import openings as own_openings
 from clp_edge.data.own_text import banned_ids
 from clp_edge.errors import ClpEdgeError, UsageError
 from tests.data.test_packing import with_rule
@@ -48,10 +49,54 @@ def test_the_seed_decides(model, tokenizer):
     assert not torch.equal(other.fit, first.fit)
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_sequences_begin_with_openings_and_go_on_by_themselves(model, tokenizer, bos):
+    """Every opening in turn, of eight tokens at most; then the model's own words."""
+    if bos:
+        tokenizer = with_rule(["<|im_start|>", "$A"])
+    openings = ("ab", "cdefghijklmno", "<|im_end|>", "p")
+    written = write_own_text(
+        model,
+        tokenizer,
+        sequences=6,
+        length=40,
+        seed=3,
+        batch=4,
+        temperature=1e-4,
+        openings=openings,
+    )
+    ids = all_ids(written)[:, int(bos) :]
+    begun = sorted(text[:8] for text in tokenizer.batch_decode(ids))
+    for opening in ("ab", "cdefghij", "p"):
+        assert sum(one.startswith(opening) for one in begun) == 2
+    whole = all_ids(written)
+    likely = model(whole).logits.masked_fill(banned_ids(tokenizer, 320), -torch.inf).argmax(dim=-1)
+    forced = {"a": 2, "c": 8, "p": 1}
+    for row, best in zip(whole, likely, strict=True):
+        start = int(bos) + forced[tokenizer.decode(row[int(bos)])]
+        assert torch.equal(best[start - 1 : -1], row[start:])
+
+
+def test_without_an_opening_it_knows_the_first_token_is_any(model, tokenizer):
+    sizes = {"sequences": 30, "length": 12, "seed": 0}
+    unknown = write_own_text(model, tokenizer, openings=("<|im_end|>",), **sizes)
+    assert torch.equal(
+        all_ids(unknown), all_ids(write_own_text(model, tokenizer, openings=(), **sizes))
+    )
+    assert len(set(all_ids(unknown)[:, 0].tolist())) > 10
+
+
+def test_our_own_openings_are_many_and_short(tokenizer):
+    found = own_openings()
+    assert len(found) == len(set(found)) > 200
+    assert all(3 < len(one) < 80 and one == one.strip() for one in found)
+    assert any("\n" in one for one in found)
+
+
 def test_cold_sampling_is_greedy_decoding_of_the_whole_sequence(model, tokenizer):
     """Through the cache or not, each token must be the model's own most likely ordinary one."""
     calibration = write_own_text(
-        model, tokenizer, sequences=6, length=10, seed=3, batch=4, temperature=1e-4
+        model, tokenizer, sequences=6, length=10, seed=3, batch=4, temperature=1e-4, openings=()
     )
     ids = all_ids(calibration)
     logits = model(ids).logits.masked_fill(banned_ids(tokenizer, 320), -torch.inf)
@@ -59,7 +104,9 @@ def test_cold_sampling_is_greedy_decoding_of_the_whole_sequence(model, tokenizer
 
 
 def test_sampling_follows_the_models_distribution(model, tokenizer):
-    calibration = write_own_text(model, tokenizer, sequences=600, length=4, seed=0, batch=200)
+    calibration = write_own_text(
+        model, tokenizer, sequences=600, length=4, seed=0, batch=200, openings=()
+    )
     ids = all_ids(calibration)
     logits = model(ids).logits[:, :-1].masked_fill(banned_ids(tokenizer, 320), -torch.inf)
     probabilities = torch.softmax(logits, dim=-1)
@@ -73,7 +120,7 @@ def test_no_special_token_and_the_bos_by_rule(model, tokenizer):
     plain = all_ids(write_own_text(model, tokenizer, sequences=30, length=12, seed=0))
     assert int(plain.min()) > 2  # 0, 1 and 2 are the special ones
     ruled = with_rule(["<|im_start|>", "$A"])
-    calibration = write_own_text(model, ruled, sequences=30, length=12, seed=0)
+    calibration = write_own_text(model, ruled, sequences=30, length=12, seed=0, openings=())
     ids = all_ids(calibration)
     assert ids.shape == (30, 12)
     assert (ids[:, 0] == 1).all()

@@ -17,6 +17,9 @@ on N sequences of 256 that a VARIANT makes, under the learning precision, and ju
     tails     1.5 times as many, without the sixth of least and the sixth of most perplexity
     spread    1.5 times as many, of these the N farthest from each other in mean hidden state at the
               cut (greedy k-center, Sener and Savarese, arXiv 1708.00489)
+    openings  after up to 8 tokens of an opening that clp_edge brings along (data/openings.txt)
+    mixed     half plain, half openings
+    documents as the model begins a document: after <|endoftext|>
     prefixes  after 8 tokens of real text (--prefixes) in place of one random token; openings that
               TEXT holds are not taken
 
@@ -51,6 +54,7 @@ from clp_edge.data import kept_casts, own_text
 from clp_edge.data.calibration import split_sequences
 from clp_edge.data.grouped_attention import groups_as_rows
 from clp_edge.data.growing_cache import growing_cache
+from clp_edge.data.openings import openings
 from clp_edge.data.own_text import _first_tokens, _sample, banned_ids
 from clp_edge.data.packing import follows_bos
 from clp_edge.evaluate import DenseReference, measure_dense, measure_model
@@ -60,7 +64,9 @@ from clp_edge.models.surgery import remove_blocks
 from clp_edge.pipeline.stages.calibrate import OWN_TEXT_BATCH
 from tests.heal.figures import LENGTH, SEGMENT, _learner
 
-VARIANTS = ("plain", "more", "chat", "tails", "spread", "prefixes")
+VARIANTS = (
+    "plain", "more", "chat", "tails", "spread", "openings", "mixed", "documents", "prefixes",
+)  # fmt: skip
 PREFIX = 8
 """tokens of real text"""
 USER_TOKENS = 64
@@ -121,7 +127,7 @@ class Written:
 def write(
     body: Anatomy, tokenizer: Any, starts: list[list[int]], seed: int, turns: Turns | None = None
 ) -> Written:
-    """Go on from each start (all of one length) to LENGTH tokens, in turns where `turns` is given.
+    """Go on from each start to LENGTH tokens, in turns where `turns` is given.
 
     A row draws its next token, or takes it from its queue: what the template has between turns.
     """
@@ -129,10 +135,11 @@ def write(
     banned = banned_ids(tokenizer, body.model.get_input_embeddings().weight.shape[0])
     if turns is not None:
         banned[turns.end] = False
-    ids = torch.tensor(starts)
+    shared = min(len(start) for start in starts)
+    ids = torch.tensor([start[:shared] for start in starts])
     own = torch.zeros_like(ids, dtype=torch.bool)
     surprise = torch.zeros(len(ids))
-    queues: list[deque[int]] = [deque() for _ in starts]
+    queues = [deque(start[shared:]) for start in starts]
     said, users = [0] * len(starts), [True] * len(starts)
     step, cache = ids, growing_cache(body.model.config)
     with body.precision(), kept_casts.casts_kept(body.model), groups_as_rows():
@@ -209,6 +216,13 @@ class Desk:
         page: int = self.asked.page
         if kind == "chat":
             return [Turns.of(self.tokenizer).opening] * page
+        if kind == "openings":
+            lines = openings()
+            order = torch.randperm(len(lines), generator=generator)[:page].tolist()
+            told = (self.tokenizer(lines[i], add_special_tokens=False)["input_ids"] for i in order)
+            return [head + one[:PREFIX] for one in told]
+        if kind == "documents":
+            return [[*head, self.tokenizer.convert_tokens_to_ids("<|endoftext|>")]] * page
         if kind == "prefixes":
             return [head + one for one in self._openings(page, generator)]
         banned = banned_ids(self.tokenizer, self.body.model.get_input_embeddings().weight.shape[0])
@@ -235,10 +249,11 @@ def choose(variant: str, desk: Desk, count: int) -> Written:
         return desk.rows("plain", count)
     if variant == "more":
         return desk.rows("plain", 2 * count)
-    if variant == "prefixes":
-        return desk.rows("prefixes", count)
-    if variant == "chat":
-        parts = (desk.rows("plain", count - count // 2), desk.rows("chat", count // 2))
+    if variant in ("prefixes", "openings", "documents"):
+        return desk.rows(variant, count)
+    if variant in ("chat", "mixed"):
+        kind = {"chat": "chat", "mixed": "openings"}[variant]
+        parts = (desk.rows("plain", count - count // 2), desk.rows(kind, count // 2))
         fields = dataclasses.fields(Written)
         return Written(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields))
     rows = desk.rows("plain", count + count // 2)
