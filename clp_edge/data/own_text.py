@@ -1,4 +1,4 @@
-"""Calibration text that the model writes itself: no data needed, any language, works offline.
+"""Calibration text that the model writes itself: no data needed, works offline.
 
 Each sequence starts with the BOS (by the model's own rule) and the first words of an ordinary text
 (openings.py), and goes on by sampling from the model at temperature 1: its own distribution is what
