@@ -29,13 +29,14 @@ from clp_edge.data.grouped_attention import groups_as_rows
 from clp_edge.data.growing_cache import growing_cache
 from clp_edge.data.kept_casts import casts_kept
 from clp_edge.data.openings import openings as own_openings
+from clp_edge.data.openings import templates
 from clp_edge.data.packing import follows_bos
 from clp_edge.durable import whole_file
 from clp_edge.errors import ClpEdgeError, UsageError
 from clp_edge.progress import Progress, silent
 
 VERSION = 4  # goes into the cache's key: raise it when the way of writing changes
-OPENING_TOKENS = 8
+OPENING_TOKENS = 12
 NOTHING = -1
 UNUSED = re.compile(r"^[<\[]\|?(unused|reserved|pad|extra_id|dummy|placeholder)", re.I)
 REPLACEMENT = "\ufffd"  # what half a character decodes to
@@ -80,17 +81,16 @@ def write_own_text(
             f"sequences of {length} tokens exceed the model's context of {limit}",
             f"use at most {limit}",
         )
-    begun = own_openings() if openings is None else openings
+    begun = templates()[0] if openings is None else openings
+    sizes = (sequences, length, seed, batch, temperature)
     path = key = None
     if cache_dir is not None and fingerprint is not None:
-        computed = _computed_in(model)
-        sizes = (sequences, length, seed, batch, temperature)
-        parts = (VERSION, fingerprint, computed, *sizes, *begun)
+        parts = (VERSION, fingerprint, _computed_in(model), *sizes, *begun)
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         path = Path(cache_dir) / f"own-text-{key[:16]}.safetensors"
     ids = None if path is None else _read_cache(path, str(key), (sequences, length))
     if ids is None:
-        ids = _write(model, tokenizer, begun, sequences, length, seed, batch, temperature, progress)
+        ids = _write(model, tokenizer, openings, *sizes, progress)
         if path is not None:
             _write_cache(path, str(key), ids)
     skip = int(follows_bos(tokenizer) is not None)
@@ -132,7 +132,7 @@ def _computed_in(model: Any) -> tuple[str, ...]:
 def _write(
     model: Any,
     tokenizer: Any,
-    openings: Sequence[str],
+    openings: Sequence[str] | None,
     sequences: int,
     length: int,
     seed: int,
@@ -143,6 +143,8 @@ def _write(
     generator = torch.Generator().manual_seed(seed)
     rows = model.get_input_embeddings().weight.shape[0]
     banned = banned_ids(tokenizer, rows)
+    if openings is None:
+        openings = own_openings(sequences, generator)
     starts = _beginnings(tokenizer, openings, banned, sequences, length, generator)
     bos = follows_bos(tokenizer)
     written = []

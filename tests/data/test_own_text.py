@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicCache
 from clp_edge.data import evaluation_text, write_own_text
 from clp_edge.data.documents import documents_from_texts
 from clp_edge.data.growing_cache import STEP, GrowingLayer, growing_cache
+from clp_edge.data.openings import NUMBERS, PLACE, templates
 from clp_edge.data.openings import openings as own_openings
 from clp_edge.data.own_text import banned_ids
 from clp_edge.errors import ClpEdgeError, UsageError
@@ -51,7 +52,7 @@ def test_the_seed_decides(model, tokenizer):
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_sequences_begin_with_openings_and_go_on_by_themselves(model, tokenizer, bos):
-    """Every opening in turn, of eight tokens at most; then the model's own words."""
+    """Every opening in turn, of a quarter of the length at most; then the model's own words."""
     if bos:
         tokenizer = with_rule(["<|im_start|>", "$A"])
     openings = ("ab", "cdefghijklmno", "<|im_end|>", "p")
@@ -66,12 +67,12 @@ def test_sequences_begin_with_openings_and_go_on_by_themselves(model, tokenizer,
         openings=openings,
     )
     ids = all_ids(written)[:, int(bos) :]
-    begun = sorted(text[:8] for text in tokenizer.batch_decode(ids))
-    for opening in ("ab", "cdefghij", "p"):
+    begun = sorted(text[:10] for text in tokenizer.batch_decode(ids))
+    for opening in ("ab", "cdefghijkl", "p"):
         assert sum(one.startswith(opening) for one in begun) == 2
     whole = all_ids(written)
     likely = model(whole).logits.masked_fill(banned_ids(tokenizer, 320), -torch.inf).argmax(dim=-1)
-    forced = {"a": 2, "c": 8, "p": 1}
+    forced = {"a": 2, "c": 10, "p": 1}
     for row, best in zip(whole, likely, strict=True):
         start = int(bos) + forced[tokenizer.decode(row[int(bos)])]
         assert torch.equal(best[start - 1 : -1], row[start:])
@@ -86,11 +87,18 @@ def test_without_an_opening_it_knows_the_first_token_is_any(model, tokenizer):
     assert len(set(all_ids(unknown)[:, 0].tolist())) > 10
 
 
-def test_our_own_openings_are_many_and_short(tokenizer):
-    found = own_openings()
-    assert len(found) == len(set(found)) > 200
-    assert all(3 < len(one) < 80 and one == one.strip() for one in found)
-    assert any("\n" in one for one in found)
+def test_our_own_openings_are_many_and_hardly_alike(tokenizer):
+    lines, words = templates()
+    assert len(lines) == len(set(lines)) > 300
+    assert any("\n" in line for line in lines)
+    places = {place for line in lines for place in PLACE.findall(line)}
+    assert places - set(NUMBERS) == set(words)
+    drawn = own_openings(2 * len(lines), torch.Generator().manual_seed(0))
+    assert not any(PLACE.search(one) for one in drawn)
+    assert len(set(drawn)) > 1.3 * len(lines)
+    assert own_openings(9, torch.Generator().manual_seed(1)) == own_openings(
+        9, torch.Generator().manual_seed(1)
+    )
 
 
 def test_cold_sampling_is_greedy_decoding_of_the_whole_sequence(model, tokenizer):

@@ -17,7 +17,7 @@ on N sequences of 256 that a VARIANT makes, under the learning precision, and ju
     tails     1.5 times as many, without the sixth of least and the sixth of most perplexity
     spread    1.5 times as many, of these the N farthest from each other in mean hidden state at the
               cut (greedy k-center, Sener and Savarese, arXiv 1708.00489)
-    openings  after up to 8 tokens of an opening that clp_edge brings along (data/openings.txt)
+    openings  after up to 12 tokens of an opening that clp_edge brings along (data/openings.txt)
     mixed     half plain, half openings
     documents as the model begins a document: after <|endoftext|>
     prefixes  after 8 tokens of real text (--prefixes) in place of one random token; openings that
@@ -54,8 +54,8 @@ from clp_edge.data import kept_casts, own_text
 from clp_edge.data.calibration import split_sequences
 from clp_edge.data.grouped_attention import groups_as_rows
 from clp_edge.data.growing_cache import growing_cache
-from clp_edge.data.openings import openings
-from clp_edge.data.own_text import _first_tokens, _sample, banned_ids
+from clp_edge.data.openings import openings, templates
+from clp_edge.data.own_text import OPENING_TOKENS, _first_tokens, _sample, banned_ids
 from clp_edge.data.packing import follows_bos
 from clp_edge.evaluate import DenseReference, measure_dense, measure_model
 from clp_edge.heal import TuningSettings, heal
@@ -188,7 +188,8 @@ class Desk:
         """A page's seconds count as if they were spent now, however long ago it was written."""
         asked, body = self.asked, self.body
         seed = 1_000 * asked.draw + number
-        told = repr((kind, asked.page, LENGTH, seed, body.autocast, kind == "prefixes" and PREFIX))
+        begun = {"prefixes": PREFIX, "openings": (OPENING_TOKENS, templates())}.get(kind, False)
+        told = repr((kind, asked.page, LENGTH, seed, body.autocast, begun))
         name = hashlib.sha256(told.encode()).hexdigest()[:12]
         path = asked.kept and asked.kept / f"{kind}-{name}.safetensors"
         if path and path.is_file():
@@ -217,10 +218,9 @@ class Desk:
         if kind == "chat":
             return [Turns.of(self.tokenizer).opening] * page
         if kind == "openings":
-            lines = openings()
-            order = torch.randperm(len(lines), generator=generator)[:page].tolist()
-            told = (self.tokenizer(lines[i], add_special_tokens=False)["input_ids"] for i in order)
-            return [head + one[:PREFIX] for one in told]
+            lines = openings(page, generator)
+            told = (self.tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines)
+            return [head + one[:OPENING_TOKENS] for one in told]
         if kind == "documents":
             return [[*head, self.tokenizer.convert_tokens_to_ids("<|endoftext|>")]] * page
         if kind == "prefixes":
