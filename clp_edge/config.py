@@ -53,7 +53,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "quick": Preset(28, 40, 512, 2_048, 20, 1.5e-3, 8, 6, 90.0, prompts=1),
-    "balanced": Preset(112, 224, 1_536, 8_192, 100, 5e-3, 32, 8, 180.0),
+    "balanced": Preset(192, 224, 1_536, 8_192, 100, 5e-3, 32, 8, 180.0),
     "best": Preset(480, 640, 8_192, 32_768, 120, 5e-3, 64, 15, 600.0),
 }
 
