@@ -201,7 +201,8 @@ class Refit(Rung):
         )
         if found.judged is None:
             return Mended(None)
-        explained = sums.explained((weight.detach() - original).cpu().double())
+        assert sums.cross is not None  # judged: so there were sums
+        explained = sums.explained((weight.detach() - original).to(sums.cross))
         return Mended(found.judged, {**found.facts, "explained": explained})
 
 
