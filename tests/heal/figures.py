@@ -55,9 +55,10 @@ def _learner(dtype: str) -> tuple[Anatomy, Any, str]:
     return dataclasses.replace(body, autocast=learning.dtype), load_tokenizer(source), learning.name
 
 
-def _key(asked: argparse.Namespace) -> str:
+def _key(asked: argparse.Namespace, text: data.Calibration) -> str:
     """Of what the healed weights depend on."""
-    parts = {
+    parts = {"preset's work": str(PRESETS[asked.preset]), "sha256": text.sha256}
+    parts |= {
         k: str(v)
         for k, v in vars(asked).items()
         if k not in ("work", "eval", "eval_sequences", "kept")
@@ -103,7 +104,7 @@ def ladder(asked: argparse.Namespace) -> dict[str, Any]:
             said[0] = time.perf_counter()
             print(f"{said[0] - began:.0f} s: {note} ({done}/{total})", file=sys.stderr, flush=True)
 
-    kept = asked.kept / f"healed-{_key(asked)}.pt" if asked.kept else None
+    kept = asked.kept / f"healed-{_key(asked, text)}.pt" if asked.kept else None
     if kept is not None and kept.exists():
         found, seconds = torch.load(kept, weights_only=False)
     else:
