@@ -132,7 +132,7 @@ def test_the_wheel_holds_every_module_and_nothing_generic(wheel: Path, sources: 
         file = module.replace(".", "/")
         expected.add(f"{file}/__init__.py" if path.name == "__init__.py" else f"{file}.py")
     assert inside == expected, "pyproject.toml's list of packages is not the folders' own"
-    assert "clp_edge/py.typed" in names
+    assert {"clp_edge/py.typed", "clp_edge/data/openings.txt"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
