@@ -37,7 +37,9 @@ from clp_edge.progress import Progress, silent
 
 VERSION = 4  # goes into the cache's key: raise it when the way of writing changes
 OPENING_TOKENS = 12
+"""At most so many of an opening are taken, and a quarter of a sequence."""
 NOTHING = -1
+"""stands behind an opening that is shorter than others"""
 UNUSED = re.compile(r"^[<\[]\|?(unused|reserved|pad|extra_id|dummy|placeholder)", re.I)
 REPLACEMENT = "\ufffd"  # what half a character decodes to
 
@@ -81,7 +83,7 @@ def write_own_text(
             f"sequences of {length} tokens exceed the model's context of {limit}",
             f"use at most {limit}",
         )
-    begun = templates()[0] if openings is None else openings
+    begun = templates() if openings is None else openings
     sizes = (sequences, length, seed, batch, temperature)
     path = key = None
     if cache_dir is not None and fingerprint is not None:

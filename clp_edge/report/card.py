@@ -116,7 +116,7 @@ def _healed(report: Report) -> str:
     if heal.rungs:
         kept = [rung for rung in heal.rungs if rung.kept]
         steps += [f"after the rung `{one.name}` {write.fixed(one.kl_after, 3)}" for one in kept]
-    else:  # a report from before there were rungs
+    else:  # none was climbed, or the report is from before there were rungs
         steps.append(f"after the closed-form refit {write.fixed(heal.kl_refit, 3)}")
         steps.append(f"after tuning {write.fixed(heal.kl_tuned, 3)}")
     return (

@@ -205,7 +205,7 @@ def heal(report: Report) -> Sequence[Block] | None:
 
 
 def _stages(mended: HealRecord) -> Block:
-    """Of a report from before there were rungs."""
+    """Where no rung was climbed, or the report is from before there were rungs."""
     rows = (
         ("cut", write.fixed(mended.kl_cut, 3)),
         ("closed-form refit", write.fixed(mended.kl_refit, 3)),

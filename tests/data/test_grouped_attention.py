@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from clp_edge.data import grouped_attention, write_own_text
@@ -110,10 +109,6 @@ def test_what_was_there_is_there_again_also_after_an_error() -> None:
 def test_writing_takes_its_steps_so(rows: list[Any]) -> None:
     tokenizer = byte_level_tokenizer()
     model = tiny_model("llama", blocks=2, vocab_size=len(tokenizer), attn_implementation="sdpa")
-    text = write_own_text(model, tokenizer, sequences=4, length=10, seed=0)
-    assert len(rows) >= 2 * 8
+    write_own_text(model, tokenizer, sequences=4, length=10, seed=0)
+    assert len(rows) == 2 * 9  # two blocks, nine tokens behind the first
     assert ALL_ATTENTION_FUNCTIONS["sdpa"].__module__.startswith("transformers")
-    written = torch.cat([text.fit, text.select, text.report])
-    logits = model(written).logits[:, :-1].log_softmax(-1)
-    drawn = functional.nll_loss(logits.flatten(0, 1), written[:, 1:].flatten(), reduction="none")
-    assert bool(torch.isfinite(drawn).all())

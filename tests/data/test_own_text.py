@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from clp_edge.data import evaluation_text, write_own_text
+from clp_edge.data import evaluation_text, own_text, write_own_text
 from clp_edge.data.documents import documents_from_texts
 from clp_edge.data.growing_cache import STEP, GrowingLayer, growing_cache
 from clp_edge.data.openings import NUMBERS, PLACE, templates
@@ -182,6 +182,16 @@ def test_the_cache_is_used_and_keyed(model, tokenizer, tmp_path):
     assert calls
     assert torch.equal(first.fit, repaired.fit)
     assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_other_words_for_a_place_are_another_text(model, tokenizer, tmp_path, monkeypatch):
+    sizes = {"sequences": 6, "length": 8, "seed": 0}
+    kept = {"cache_dir": tmp_path / "cache", "fingerprint": "model-a"}
+    write_own_text(model, tokenizer, **sizes, **kept)
+    lines, words = templates()
+    monkeypatch.setattr(own_text, "templates", lambda: (lines, {**words, "city": ("Elsewhere",)}))
+    write_own_text(model, tokenizer, **sizes, **kept)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_what_is_computed_in_is_part_of_the_key(model, tokenizer, tmp_path):

@@ -18,6 +18,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from clp_edge.export.gguf import tokenizer as tokenizers
+from clp_edge.export.gguf.writer import write_f16
 from clp_edge.export.reference_text import HARD_TEXTS, TEXT
 from tests.tiny import tiny_model
 
@@ -109,3 +111,12 @@ def tiny_folder(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder, model, tokenizer
+
+
+def tiny_f16_file(folder: Path, **how: Any) -> tuple[Path, Any, Any, Path]:
+    """`tiny_folder`, and beside the folder the model as an F16 GGUF file, last."""
+    folder, model, tokenizer = tiny_folder(folder, **how)
+    path = folder.parent / "model.gguf"
+    entries = tokenizers.entries(model.config, tokenizer)
+    write_f16(folder, path, config=model.config, tokenizer_entries=entries, metadata={})
+    return folder, model, tokenizer, path

@@ -30,7 +30,7 @@ from clp_edge.runtimes import llama as llama_module
 from clp_edge.runtimes import process as process_module
 from clp_edge.runtimes import session as session_module
 from clp_edge.runtimes.process import ANSWER_S, ChildProcess
-from tests.export.models import tiny_folder
+from tests.export.models import tiny_f16_file, tiny_folder
 
 pytestmark = pytest.mark.llama
 
@@ -38,11 +38,7 @@ pytestmark = pytest.mark.llama
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(folder, model, tokenizer, F16 file) of a tiny Llama."""
-    folder, model, hf = tiny_folder(tmp_path_factory.mktemp("runtime") / "llama", blocks=2)
-    path = folder.parent / "model.gguf"
-    entries = tokenizers.entries(model.config, hf)
-    write_f16(folder, path, config=model.config, tokenizer_entries=entries, metadata={})
-    return folder, model, hf, path
+    return tiny_f16_file(tmp_path_factory.mktemp("runtime") / "llama", blocks=2)
 
 
 @pytest.fixture(scope="module")
